@@ -1,0 +1,95 @@
+"""Every error a user can cause, as one tree.
+
+    EdgeVLMError
+    ├── SourceNotFoundError            the path or model named does not exist
+    ├── CheckpointError                a Hugging Face checkpoint that is broken, hostile or incomplete
+    │   └── UnsupportedArchitectureError   no family claims its config
+    ├── ConversionError                a tensor, token or option that cannot be carried over
+    ├── GGUFError                      a GGUF file that is broken, hostile or of the wrong kind
+    ├── ManifestError                  an edgevlm.json that does not hold together
+    ├── ProfileError                   a quantization profile with an unknown key, type or rule
+    ├── QuantizationError              a tensor that the asked type cannot hold
+    ├── ModelLoadError                 llama.cpp refused the model, the projector or the context
+    ├── ContextOverflowError           the prompt is longer than the context
+    ├── PromptError                    a chat template or a prompt that cannot be rendered
+    ├── ImageError                     an image that cannot be read, or beyond the limits
+    ├── OutputExistsError              the output is there already
+    └── OutputError                    the output folder cannot be written, or the disk is too small
+
+A message says what is wrong and which value; `hint` says what to do next. The command line prints
+both and exits with `exit_code`; anything that is not an EdgeVLMError is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class EdgeVLMError(Exception):
+    """An error that a user can cause and mend.
+
+    Args:
+        message: what is wrong, and which value; no final period.
+        hint: what to do next; empty when nothing can be done.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SourceNotFoundError(EdgeVLMError):
+    """The path or model that was named does not exist."""
+
+
+class CheckpointError(EdgeVLMError):
+    """A Hugging Face checkpoint that is broken, hostile or incomplete."""
+
+
+class UnsupportedArchitectureError(CheckpointError):
+    """A checkpoint whose config no family claims."""
+
+
+class ConversionError(EdgeVLMError):
+    """A tensor, a token or an option that cannot be carried over to GGUF."""
+
+
+class GGUFError(EdgeVLMError):
+    """A GGUF file that is broken, hostile or of the wrong kind."""
+
+
+class ManifestError(EdgeVLMError):
+    """An edgevlm.json that does not hold together."""
+
+
+class ProfileError(EdgeVLMError):
+    """A quantization profile with an unknown key, type or rule."""
+
+
+class QuantizationError(EdgeVLMError):
+    """A tensor that the asked tensor type cannot hold."""
+
+
+class ModelLoadError(EdgeVLMError):
+    """llama.cpp refused the model, the projector or the context."""
+
+
+class ContextOverflowError(EdgeVLMError):
+    """The prompt is longer than the context."""
+
+
+class PromptError(EdgeVLMError):
+    """A chat template or a prompt that cannot be rendered."""
+
+
+class ImageError(EdgeVLMError):
+    """An image that cannot be read, or that is beyond the limits."""
+
+
+class OutputError(EdgeVLMError):
+    """The output folder cannot be written, or the disk is too small."""
+
+
+class OutputExistsError(OutputError):
+    """The output is there already."""
