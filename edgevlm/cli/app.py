@@ -1,0 +1,67 @@
+"""The `edgevlm` command: one line registers a verb; `main` is the only `except EdgeVLMError`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edgevlm.cli import options
+from edgevlm.errors import EdgeVLMError
+
+_HELP = """Put a vision-language model (VLM) on a small machine, and know what it cost.
+
+Converts Hugging Face checkpoints to GGUF without torch, quantizes in one pass, and talks about images through
+llama.cpp. The model `shapes` is built in: try `edgevlm demo`."""
+
+
+def _build() -> typer.Typer:
+    from edgevlm.cli.chat import chat
+    from edgevlm.cli.convert import convert
+    from edgevlm.cli.demo import demo
+    from edgevlm.cli.families import families
+    from edgevlm.cli.inspect import inspect
+    from edgevlm.cli.profiles import profiles
+    from edgevlm.cli.quantize import quantize
+
+    app = typer.Typer(
+        name="edgevlm",
+        help=_HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_common)
+    for verb in (convert, quantize, chat, inspect, families, profiles, demo):
+        app.command()(verb)
+    return app
+
+
+def _common(version: options.VersionOption = False) -> None:
+    """Options before the verb."""
+
+
+_common.__doc__ = _HELP
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    0 done; 1 a user's error; 2 usage; 3 a budget exceeded or a check failed; 130 Ctrl-C. A bug keeps its
+    traceback.
+    """
+    try:
+        _build()(args=argv, prog_name="edgevlm")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except EdgeVLMError as error:
+        _show(error)
+        return error.exit_code
+    return 0
+
+
+def _show(error: EdgeVLMError) -> None:
+    from edgevlm.cli.console import show_error
+
+    sys.stdout.flush()
+    show_error(error.message, error.hint)

@@ -1,0 +1,116 @@
+"""The options that several verbs share, each with one meaning."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from edgevlm import __version__
+
+        typer.echo(f"edgevlm {__version__}")
+        raise typer.Exit
+
+
+def _set_verbose(asked: bool) -> bool:
+    if asked:
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+        for name in ("asyncio", "PIL"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    return asked
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=_set_verbose, help="Show what llama.cpp and edgevlm log."
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace output that exists.")]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A model directory, a .gguf file, or `shapes` (built in); "
+        "left out: the model written or used last.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A model directory, a .gguf file, or `shapes` (built in); "
+        "left out: the model written or used last.",
+        show_default=False,
+    ),
+]
+LevelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--level",
+        metavar="LEVEL|FILE.toml",
+        help="Level of the text model, such as Q4_K_M; `edgevlm profiles` lists them.",
+        show_default=False,
+    ),
+]
+MmprojLevelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mmproj-level",
+        metavar="LEVEL",
+        help="Level of the projector: F16, BF16 or Q8_0 (default: Q8_0 with a quantized "
+        "text model).",
+        show_default=False,
+    ),
+]
+MmprojOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--mmproj",
+        metavar="FILE.gguf",
+        help="The projector's file; left out: the one beside the model.",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=1024, help="Threads (default: all cores).", show_default=False
+    ),
+]
+CtxOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx", min=1, help="Context length n_ctx in tokens (default: 4096 or the model's own, "
+        "whichever is smaller).", show_default=False
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="auto|cpu|cuda|metal|vulkan", help="Where the model runs."
+    ),
+]
+GpuLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers", min=0, help="Layers on the GPU (default: all that has one).",
+        show_default=False,
+    ),
+]
