@@ -1,0 +1,1 @@
+"""Turn a Hugging Face vision-language checkpoint into GGUF, without torch or llama.cpp."""
