@@ -45,6 +45,7 @@ PLACES = (
 )
 RELATIONS = ("left of", "right of", "above", "below")
 
+
 @dataclass(frozen=True, kw_only=True)
 class Thing:
     """One shape of a scene.
@@ -222,6 +223,9 @@ def _corners(x: float, y: float, radii: Sequence[float]) -> list[tuple[float, fl
     """Return one corner per radius, at equal angles clockwise, the first straight up."""
     turn = 2 * math.pi / len(radii)
     return [
-        (x + radius * math.cos(i * turn - math.pi / 2), y + radius * math.sin(i * turn - math.pi / 2))
+        (
+            x + radius * math.cos(i * turn - math.pi / 2),
+            y + radius * math.sin(i * turn - math.pi / 2),
+        )
         for i, radius in enumerate(radii)
     ]

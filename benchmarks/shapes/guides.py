@@ -61,7 +61,5 @@ class Guides(nn.Module):
             if len(targets):
                 hidden = self._seen[f"{kind}s"][targets[:, 0], targets[:, 1]].float()
                 for i, (axis, guide) in enumerate(zip(("row", "column"), guides, strict=True)):
-                    found[f"{kind} {axis}"] = cross_entropy(
-                        guide(hidden), targets[:, 2 + i]
-                    )
+                    found[f"{kind} {axis}"] = cross_entropy(guide(hidden), targets[:, 2 + i])
         return found

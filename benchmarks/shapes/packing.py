@@ -149,7 +149,9 @@ class Packer:
             row.mentions.append((begin + len(self.ids(upto)) - 1, thing.row, thing.column))
         if question.kind == "relation":
             one, other = question.mentions
-            row.relations.append((first, _order(one.row, other.row), _order(one.column, other.column)))
+            row.relations.append(
+                (first, _order(one.row, other.row), _order(one.column, other.column))
+            )
 
     def batch(self, examples: list[tuple[Scene, list[Question]]]) -> Batch:
         """Pack several images with their questions."""
