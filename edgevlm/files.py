@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 from edgevlm.errors import OutputError, OutputExistsError
 
@@ -23,11 +24,14 @@ _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 20
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file as lower-case hex, read in chunks of 1 MiB."""
+def sha256_file(path: Path, *, stopped: Event | None = None) -> str:
+    """Return the SHA-256 of a file as lower-case hex, read in chunks of 1 MiB.
+
+    When another thread sets `stopped`, the reading ends early and the value means nothing.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while not (stopped and stopped.is_set()) and (chunk := file.read(_CHUNK_BYTES)):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -105,7 +109,7 @@ def write_together(
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _folder_lock(folder):
+        with folder_lock(folder):
             _remove_stale(folder)
             files = WriteTogether(folder)
             try:
@@ -124,25 +128,40 @@ def write_together(
 
 
 @contextmanager
-def _folder_lock(folder: Path) -> Generator[None]:
-    """Hold the folder's writer lock; the kernel drops it when the process dies."""
+def folder_lock(folder: Path, *, wait: bool = False) -> Generator[None]:
+    """Hold the folder's writer lock; the kernel drops it when the process dies.
+
+    Args:
+        folder: must exist; a file `.edgevlm.lock` stands in it while the lock is held.
+        wait: wait for another writer instead of raising OutputError.
+    """
+    path = folder / LOCK_NAME
+    descriptor = _lock_file(path, wait=wait)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock_file(path: Path, *, wait: bool) -> int:
+    if os.name == "nt":  # no flock there; two writers at once are the user's to avoid
+        return os.open(path, os.O_RDWR | os.O_CREAT)
     import fcntl
 
-    path = folder / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # The holder before us may have removed the file that we opened: then lock the new one.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
         except BlockingIOError:
+            os.close(descriptor)
             raise OutputError(
-                f"another edgevlm is writing into `{folder}`",
+                f"another edgevlm is writing into `{path.parent}`",
                 hint="wait until it has finished, or choose another folder with --out",
             ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-    finally:
         os.close(descriptor)
 
 

@@ -1,0 +1,286 @@
+"""Checkpoint -> model directory: text model, projector and manifest, visible together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from edgevlm.errors import ConversionError, OutputExistsError
+from edgevlm.files import WriteTogether, sha256_file, write_together
+from edgevlm.model_dir import (
+    FLOAT_LEVELS,
+    MANIFEST_NAME,
+    FileEntry,
+    LedgerRecord,
+    Manifest,
+    Role,
+    Source,
+    describe_file,
+    level_of_file_type,
+    read_manifest,
+)
+from edgevlm.progress import SILENT, Progress
+from edgevlm_convert import ConversionPlan, plan_conversion
+from edgevlm_convert.encoder import TensorEncoder
+from edgevlm_convert.writer import GGUFPlan, write_gguf
+
+DEFAULT_MMPROJ_LEVEL = "Q8_0"
+# A manifest's size is not known before it is written; this is more than any.
+MANIFEST_ALLOWANCE_BYTES = 4 << 20
+# The files of a checkpoint that decide what comes out of a conversion.
+_SOURCE_PATTERNS = ("*.safetensors", "*.json", "*.jinja")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a run wrote.
+
+    Attributes:
+        folder: the model directory.
+        manifest: as it stands now.
+        written: the entries of the files of this run.
+        kept: names of projector files that were there already, made from the same checkpoint.
+    """
+
+    folder: Path
+    manifest: Manifest
+    written: tuple[FileEntry, ...]
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePlan:
+    """One GGUF file to write, under its final name."""
+
+    name: str
+    role: Role
+    level: str
+    profile: str | None
+    plan: GGUFPlan
+    encoder: TensorEncoder | None
+
+
+def convert_model(
+    source: Path,
+    *,
+    out: Path | None = None,
+    name: str | None = None,
+    outtype: str = "auto",
+    level: str | None = None,
+    mmproj_level: str | None = None,
+    force: bool = False,
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Built:
+    """Convert a Hugging Face checkpoint folder into a model directory.
+
+    Args:
+        source: folder with config.json, tokenizer and safetensors.
+        out: the model directory; None: a folder of the model's name in the current one.
+        name: the model's name in file names; None: the source folder's.
+        outtype: "auto" (the checkpoint's own 16-bit type), "f16", "bf16" or "f32".
+        level: quantize in the same pass, to a level's name or a profile's path.
+        mmproj_level: "F16", "BF16" or "Q8_0"; None: Q8_0 with a level, else as `outtype`.
+        force: replace what exists.
+        n_threads: encoders at work; None: one per processor.
+        progress: told the bytes written.
+
+    Raises:
+        EdgeVLMError: anything wrong with the source, the options or the output; nothing is written.
+    """
+    planned = _plan(source, name=name, outtype=outtype, level=level, mmproj_level=mmproj_level)
+    folder = out if out is not None else _default_folder(source, planned.conversion.name)
+    with _hash_source(source) as hashes:
+        before = read_manifest(folder)
+        same = before is not None and before.source.sha256 == hashes()
+        if before is not None and not same and not force:
+            raise OutputExistsError(
+                f"`{folder}` holds a model from another checkpoint (`{before.source.path}`)",
+                hint="choose another folder with --out, or give --force to replace it",
+            )
+        files, kept = _without_kept(planned.files, before if same else None, force=force)
+        n_bytes = sum(file.plan.n_bytes for file in files) + MANIFEST_ALLOWANCE_BYTES
+        with write_together(
+            folder, names=[file.name for file in files], n_bytes=n_bytes, force=force
+        ) as output:
+            written = write_files(output, files, n_threads=n_threads, progress=progress)
+            manifest = _manifest(planned.conversion, source, hashes())
+            if same and before is not None:
+                manifest = manifest.model_copy(update={"files": before.files})
+            manifest = manifest.with_files(written)
+            write_manifest(output, manifest)
+    return Built(folder=folder, manifest=manifest, written=tuple(written), kept=kept)
+
+
+def plan_files(
+    source: Path, *, name: str, level: str, mmproj_level: str | None
+) -> tuple[FilePlan, ...]:
+    """Return what one pass from `source` to `level` would write, without writing it."""
+    return _plan(source, name=name, outtype="auto", level=level, mmproj_level=mmproj_level).files
+
+
+def write_files(
+    output: WriteTogether,
+    files: Sequence[FilePlan],
+    *,
+    n_threads: int | None,
+    progress: Progress,
+) -> list[FileEntry]:
+    """Write every planned file to its temporary name and return the entries for the manifest."""
+    entries: list[FileEntry] = []
+    for file in files:
+        temporary = output.create(file.name)
+        write_gguf(
+            file.plan,
+            temporary,
+            encoder=file.encoder,
+            n_threads=n_threads,
+            progress=progress,
+            label=file.name,
+        )
+        entries.append(
+            describe_file(
+                temporary, name=file.name, role=file.role, level=file.level, profile=file.profile
+            )
+        )
+    return entries
+
+
+def write_manifest(output: WriteTogether, manifest: Manifest) -> None:
+    """Write the manifest, the last file to become visible."""
+    output.create(MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every file of a checkpoint that decides what comes out of it.
+
+    A caller that has set `stopped` no longer wants the hashes: they are then incomplete.
+    """
+    paths = sorted(path for pattern in _SOURCE_PATTERNS for path in source.glob(pattern))
+    return {path.name: sha256_file(path, stopped=stopped) for path in paths}
+
+
+def file_name(name: str, role: Role, level: str) -> str:
+    """Return the Hub's custom name of a model's file."""
+    return f"{name}-{level}.gguf" if role == "text" else f"mmproj-{name}-{level}.gguf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    conversion: ConversionPlan
+    files: tuple[FilePlan, ...]
+
+
+def _plan(
+    source: Path, *, name: str | None, outtype: str, level: str | None, mmproj_level: str | None
+) -> _Planned:
+    from edgevlm.quantize.encode import mmproj_encoder, text_encoder
+    from edgevlm.quantize.profile import load_profile
+
+    profile = load_profile(level) if level else None
+    wanted_mmproj = mmproj_level or (DEFAULT_MMPROJ_LEVEL if profile else None)
+    encoder = text_encoder(profile) if profile else None
+    projector_encoder = mmproj_encoder(wanted_mmproj, profile=profile) if wanted_mmproj else None
+    conversion = plan_conversion(
+        source,
+        name=name,
+        outtype=outtype,
+        text_encoder=encoder,
+        mmproj_encoder=projector_encoder,
+    )
+    text_level = profile.name if profile else _float_level(conversion.text)
+    projector_level = wanted_mmproj or _float_level(conversion.mmproj)
+    _check_name(conversion.name)
+    return _Planned(
+        conversion=conversion,
+        files=(
+            FilePlan(
+                name=file_name(conversion.name, "text", text_level),
+                role="text",
+                level=text_level,
+                profile=profile.name if profile else None,
+                plan=conversion.text,
+                encoder=encoder,
+            ),
+            FilePlan(
+                name=file_name(conversion.name, "mmproj", projector_level),
+                role="mmproj",
+                level=projector_level,
+                profile=None,
+                plan=conversion.mmproj,
+                encoder=projector_encoder,
+            ),
+        ),
+    )
+
+
+def _float_level(plan: GGUFPlan) -> str:
+    level = level_of_file_type(plan.metadata["general.file_type"].value)
+    if level not in FLOAT_LEVELS:
+        raise ValueError(f"the converter wrote the file type {level} without an encoder")
+    return level
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*", name):
+        raise ConversionError(
+            f"`{name}` cannot stand in a file name",
+            hint="name the model with --name, in letters, digits, `.`, `_` and `-`",
+        )
+
+
+def _default_folder(source: Path, name: str) -> Path:
+    folder = Path(name)
+    return Path(f"{name}-gguf") if folder.absolute() == source.absolute() else folder
+
+
+def _without_kept(
+    files: Sequence[FilePlan], before: Manifest | None, *, force: bool
+) -> tuple[list[FilePlan], tuple[str, ...]]:
+    """Leave out a projector that an earlier run made from the same checkpoint."""
+    known = {entry.name for entry in before.files} if before and not force else set[str]()
+    kept = tuple(file.name for file in files if file.role == "mmproj" and file.name in known)
+    return [file for file in files if file.name not in kept], kept
+
+
+def _manifest(conversion: ConversionPlan, source: Path, hashes: dict[str, str]) -> Manifest:
+    ledger = conversion.ledger
+    return Manifest(
+        name=conversion.name,
+        family=conversion.family,
+        source=Source(path=str(source.resolve()), sha256=hashes),
+        files=[],
+        ledger=LedgerRecord(
+            n_source_tensors=ledger.n_source_tensors,
+            used={name: list(targets) for name, targets in ledger.used.items()},
+            dropped=dict(ledger.dropped),
+        ),
+        versions=tool_versions(),
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions that decide what a conversion writes."""
+    from importlib.metadata import version
+
+    from edgevlm import __version__
+
+    names = ("gguf", "llama-cpp-python", "numpy", "tokenizers")
+    return {"edgevlm": __version__, **{name: version(name) for name in names}}
+
+
+@contextmanager
+def _hash_source(source: Path) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash the checkpoint beside the conversion; the value waits for the hashes."""
+    stopped = Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="edgevlm-hash") as executor:
+        future: Future[dict[str, str]] = executor.submit(source_hashes, source, stopped)
+        try:
+            yield future.result
+        finally:
+            stopped.set()

@@ -1,0 +1,221 @@
+"""16-bit model -> a level beside it; from the checkpoint in one pass where no 16-bit file is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevlm.build.convert import (
+    DEFAULT_MMPROJ_LEVEL,
+    MANIFEST_ALLOWANCE_BYTES,
+    Built,
+    FilePlan,
+    convert_model,
+    file_name,
+    plan_files,
+    source_hashes,
+    tool_versions,
+    write_files,
+    write_manifest,
+)
+from edgevlm.errors import OutputExistsError, QuantizationError
+from edgevlm.files import write_together
+from edgevlm.model_dir import (
+    FLOAT_LEVELS,
+    LedgerRecord,
+    Manifest,
+    ModelDir,
+    ModelFile,
+    Source,
+    read_manifest,
+)
+from edgevlm.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizePlan:
+    """What a run would write, and from what.
+
+    Attributes:
+        folder: the model directory.
+        files: the files to write.
+        kept: names of files that are there already and stay.
+        checkpoint: the checkpoint to convert in one pass, None when a 16-bit file is the source.
+        sources: names of the files that are read.
+    """
+
+    folder: Path
+    files: tuple[FilePlan, ...]
+    kept: tuple[str, ...]
+    checkpoint: Path | None
+    sources: tuple[str, ...]
+
+
+def plan_quantization(
+    model: ModelDir,
+    *,
+    level: str,
+    text: Path | None = None,
+    mmproj: Path | None = None,
+    mmproj_level: str | None = None,
+    force: bool = False,
+) -> QuantizePlan:
+    """Choose the source files and the type of every tensor.
+
+    Args:
+        model: the model directory; its 16-bit files are the source.
+        level: a level's name or a profile's path.
+        text: the 16-bit text model, None: the directory's own with the most bits.
+        mmproj: the 16-bit projector, None: the directory's own; a directory without one is a text model.
+        mmproj_level: "F16", "BF16" or "Q8_0".
+        force: write again what exists.
+
+    Raises:
+        QuantizationError: no 16-bit file and no checkpoint; a quantized file is never a baseline.
+        OutputExistsError: the text model exists at this level and `force` is not set.
+    """
+    from edgevlm.quantize.encode import mmproj_encoder, text_encoder
+    from edgevlm.quantize.profile import load_profile
+    from edgevlm.quantize.run import plan_quantize
+
+    profile = load_profile(level)
+    projector_level = mmproj_level or DEFAULT_MMPROJ_LEVEL
+    source = text or _path(model.baseline("text"))
+    name = _model_name(model, source)
+    if source is None:
+        return _plan_from_checkpoint(model, name, level, projector_level)
+    encoder = text_encoder(profile)
+    files = [
+        FilePlan(
+            name=file_name(name, "text", profile.name),
+            role="text",
+            level=profile.name,
+            profile=profile.name,
+            plan=plan_quantize(source, encoder),
+            encoder=encoder,
+        )
+    ]
+    projector = mmproj or _path(model.baseline("mmproj"))
+    kept: tuple[str, ...] = ()
+    if projector is not None:
+        target = file_name(name, "mmproj", projector_level)
+        if (model.folder / target).exists() and not force:
+            kept = (target,)
+        else:
+            projector_encoder = mmproj_encoder(projector_level, profile=profile)
+            files.append(
+                FilePlan(
+                    name=target,
+                    role="mmproj",
+                    level=projector_level,
+                    profile=None,
+                    plan=plan_quantize(projector, projector_encoder),
+                    encoder=projector_encoder,
+                )
+            )
+    return QuantizePlan(
+        folder=model.folder,
+        files=tuple(files),
+        kept=kept,
+        checkpoint=None,
+        sources=tuple(str(path) for path in (source, projector) if path),
+    )
+
+
+def quantize_model(
+    plan: QuantizePlan,
+    *,
+    level: str,
+    mmproj_level: str | None = None,
+    force: bool = False,
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Built:
+    """Write what `plan_quantization` chose; the manifest becomes visible last."""
+    if plan.checkpoint is not None:
+        return convert_model(
+            plan.checkpoint,
+            out=plan.folder,
+            name=_manifest_name(plan.folder),
+            level=level,
+            mmproj_level=mmproj_level,
+            force=force,
+            n_threads=n_threads,
+            progress=progress,
+        )
+    n_bytes = sum(file.plan.n_bytes for file in plan.files) + MANIFEST_ALLOWANCE_BYTES
+    names = [file.name for file in plan.files]
+    with write_together(plan.folder, names=names, n_bytes=n_bytes, force=force) as output:
+        written = write_files(output, plan.files, n_threads=n_threads, progress=progress)
+        before = read_manifest(plan.folder) or _manifest_without_source(plan)
+        manifest = before.with_files(written)
+        write_manifest(output, manifest)
+    return Built(folder=plan.folder, manifest=manifest, written=tuple(written), kept=plan.kept)
+
+
+def checkpoint_of(manifest: Manifest | None) -> Path | None:
+    """Return the manifest's checkpoint folder, None when it is gone or its bytes have changed."""
+    path = Path(manifest.source.path) if manifest and manifest.source.path else None
+    if manifest is None or path is None or not path.is_dir():
+        return None
+    return path if source_hashes(path) == manifest.source.sha256 else None
+
+
+def _plan_from_checkpoint(
+    model: ModelDir, name: str, level: str, mmproj_level: str
+) -> QuantizePlan:
+    checkpoint = checkpoint_of(model.manifest)
+    if checkpoint is None:
+        levels = ", ".join(file.level for file in model.of_role("text")) or "none"
+        raise QuantizationError(
+            f"`{model.folder}` has no 16-bit text model to quantize (levels: {levels})",
+            hint="convert the checkpoint again: `edgevlm convert CHECKPOINT --level LEVEL`",
+        )
+    files = plan_files(checkpoint, name=name, level=level, mmproj_level=mmproj_level)
+    kept = tuple(
+        file.name
+        for file in files
+        if file.role == "mmproj" and (model.folder / file.name).exists()
+    )
+    return QuantizePlan(
+        folder=model.folder,
+        files=tuple(file for file in files if file.name not in kept),
+        kept=kept,
+        checkpoint=checkpoint,
+        sources=(str(checkpoint),),
+    )
+
+
+def _path(file: ModelFile | None) -> Path | None:
+    return file.path if file else None
+
+
+def _model_name(model: ModelDir, text: Path | None) -> str:
+    if model.manifest is not None:
+        return model.manifest.name
+    if text is None:
+        return model.folder.resolve().name
+    stem = text.stem
+    for level in FLOAT_LEVELS:
+        if stem.upper().endswith(f"-{level}"):
+            return stem[: -len(level) - 1]
+    return stem
+
+
+def _manifest_name(folder: Path) -> str | None:
+    manifest = read_manifest(folder)
+    return manifest.name if manifest else None
+
+
+def _manifest_without_source(plan: QuantizePlan) -> Manifest:
+    """Return a manifest for files that came without one: their checkpoint is not known."""
+    text = plan.files[0]
+    name = text.name.removesuffix(f"-{text.level}.gguf")
+    return Manifest(
+        name=name,
+        family="unknown",
+        source=Source(path=", ".join(plan.sources)),
+        files=[],
+        ledger=LedgerRecord(n_source_tensors=0, used={}, dropped={}),
+        versions=tool_versions(),
+    )

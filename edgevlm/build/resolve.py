@@ -1,0 +1,248 @@
+"""What the user named -> files that can be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from edgevlm import __version__
+from edgevlm.build.cache import cache_folder, last_model, remember_model
+from edgevlm.build.convert import convert_model
+from edgevlm.build.quantize import checkpoint_of
+from edgevlm.errors import GGUFError, OutputError, SourceNotFoundError
+from edgevlm.files import folder_lock, sha256_file
+from edgevlm.model_dir import (
+    MANIFEST_NAME,
+    ModelDir,
+    ModelFile,
+    open_model_dir,
+    role_and_level,
+)
+from edgevlm.progress import SILENT, Progress
+
+BUILT_IN = "shapes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model that can be loaded.
+
+    Attributes:
+        name: as a person would name it.
+        level: of the text model.
+        text: the text model's GGUF file.
+        mmproj: the projector's, None when there is none.
+        notes: what the user should know about the choice, a sentence each.
+    """
+
+    name: str
+    level: str
+    text: Path
+    mmproj: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def resolve_model(
+    name: str | None,
+    *,
+    level: str | None = None,
+    mmproj: Path | None = None,
+    progress: Progress = SILENT,
+) -> ResolvedModel:
+    """Find the files of a model; build what is missing and can be built.
+
+    An existing path wins, then the built-in `shapes`. Level: asked, else most recently written.
+    Projector: `mmproj`, else that of the manifest made with the level, else the only one beside the model.
+
+    Args:
+        name: path of a model directory or .gguf file, or `shapes`; None: the model used last, else `shapes`.
+        level: the text model's level.
+        mmproj: the projector's file.
+        progress: told the bytes of what is built.
+
+    Raises:
+        SourceNotFoundError: nothing of that name, or not at that level.
+        GGUFError: a file of the wrong kind.
+    """
+    if mmproj is not None and not mmproj.is_file():
+        raise SourceNotFoundError(f"no file `{mmproj}`", hint="check the path given to --mmproj")
+    chosen = name or last_model() or BUILT_IN
+    path = Path(chosen)
+    if path.is_file():
+        found = _from_file(path, level=level, mmproj=mmproj)
+        remember_model(str(path.absolute()))
+        return found
+    model = open_model(chosen, progress=progress)
+    text, notes = _text_of(model, chosen, level, progress)
+    projector, more = _mmproj_of(model, text, mmproj)
+    remember_model(BUILT_IN if chosen == BUILT_IN else str(path.absolute()))
+    return ResolvedModel(
+        name=model.manifest.name if model.manifest else model.folder.name,
+        level=text.level,
+        text=text.path,
+        mmproj=projector,
+        notes=(*notes, *more),
+    )
+
+
+def open_model(name: str, *, progress: Progress = SILENT) -> ModelDir:
+    """Open the model directory that `name` stands for; `shapes` is built when it was not yet."""
+    path = Path(name)
+    if path.is_dir():
+        if (path / "config.json").exists() and not any(path.glob("*.gguf")):
+            raise SourceNotFoundError(
+                f"`{path}` is a checkpoint, not a model directory",
+                hint=f"convert it first: `edgevlm convert {path}`",
+            )
+        return open_model_dir(path)
+    if name == BUILT_IN:
+        return open_model_dir(_build_built_in(progress))
+    raise SourceNotFoundError(
+        f"no model `{name}`",
+        hint="give a model directory, a .gguf file, or `shapes` (built in)",
+    )
+
+
+def built_in_checkpoint() -> Path:
+    """Return the folder of the checkpoint that is shipped with edgevlm."""
+    return built_in_folder() / "checkpoint"
+
+
+def built_in_folder() -> Path:
+    """Return the folder of the built-in model: checkpoint/, images/ and prompts.jsonl."""
+    from importlib.resources import files
+
+    return Path(str(files("edgevlm") / "assets" / BUILT_IN))
+
+
+@cache
+def _built_in_target() -> Path:
+    digest = sha256_file(built_in_checkpoint() / "model.safetensors")
+    return cache_folder() / "models" / f"{BUILT_IN}-{__version__}-{digest[:12]}" / BUILT_IN
+
+
+def _build_built_in(progress: Progress) -> Path:
+    folder = _built_in_target()
+    if (folder / MANIFEST_NAME).exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the built-in model into `{folder.parent}`: {error.strerror}",
+            hint="set EDGEVLM_CACHE to a folder that can be written",
+        ) from error
+    with folder_lock(folder.parent, wait=True):
+        if not (folder / MANIFEST_NAME).exists():
+            convert_model(
+                built_in_checkpoint(),
+                out=folder,
+                name=BUILT_IN,
+                outtype="f16",
+                force=True,
+                progress=progress,
+            )
+    return folder
+
+
+def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> ResolvedModel:
+    role, file_level = role_and_level(path)
+    if role == "mmproj":
+        raise GGUFError(
+            f"`{path}` is a projector (mmproj), not a text model",
+            hint="give the text model's .gguf, and the projector with --mmproj",
+        )
+    if level is not None and level.upper() != file_level.upper():
+        raise SourceNotFoundError(
+            f"`{path}` is at level {file_level}, not {level}",
+            hint="name the model directory to choose a level, or leave --level out",
+        )
+    text = ModelFile(
+        path=path, role="text", level=file_level, mtime_ns=path.stat().st_mtime_ns, known=False
+    )
+    projector, notes = _mmproj_of(open_model_dir(path.absolute().parent), text, mmproj)
+    return ResolvedModel(
+        name=path.stem, level=file_level, text=path, mmproj=projector, notes=notes
+    )
+
+
+def _text_of(
+    model: ModelDir, name: str, level: str | None, progress: Progress
+) -> tuple[ModelFile, tuple[str, ...]]:
+    texts = model.of_role("text")
+    if level is None:
+        if not texts:
+            raise SourceNotFoundError(
+                f"`{model.folder}` holds no text model, only projectors",
+                hint="name the text model's .gguf file",
+            )
+        chosen = texts[0] if name != BUILT_IN else model.baseline("text") or texts[0]
+        return chosen, _unknown_note(model, chosen)
+    found = model.find("text", level)
+    if found is not None:
+        return found, _unknown_note(model, found)
+    rebuilt = _rebuild(model, level, progress)
+    return rebuilt, (f"built level {rebuilt.level} into `{rebuilt.path.parent}`",)
+
+
+def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
+    """Make a missing level in the cache, from the manifest's checkpoint when its hashes match."""
+    manifest = model.manifest
+    checkpoint = checkpoint_of(manifest)
+    if manifest is None or checkpoint is None:
+        levels = ", ".join(file.level for file in model.of_role("text"))
+        raise SourceNotFoundError(
+            f"`{model.folder}` has no level {level} (it has: {levels or 'none'})",
+            hint=f"make it: `edgevlm quantize {model.folder} --level {level}`",
+        )
+    digest = manifest.source.sha256.get("model.safetensors", "")[:12] or "sharded"
+    parent = cache_folder() / "models" / f"{manifest.name}-{__version__}-{digest}"
+    folder = parent / manifest.name
+    parent.mkdir(parents=True, exist_ok=True)
+    with folder_lock(parent, wait=True):
+        if (folder / MANIFEST_NAME).exists():
+            found = open_model_dir(folder).find("text", level)
+            if found is not None:
+                return found
+        built = convert_model(
+            checkpoint, out=folder, name=manifest.name, level=level, progress=progress
+        )
+    entry = next(entry for entry in built.written if entry.role == "text")
+    path = folder / entry.name
+    return ModelFile(
+        path=path, role="text", level=entry.level, mtime_ns=entry.mtime_ns, known=True
+    )
+
+
+def _mmproj_of(
+    model: ModelDir, text: ModelFile, asked: Path | None
+) -> tuple[Path | None, tuple[str, ...]]:
+    if asked is not None:
+        return asked, ()
+    if text.path.parent != model.folder and text.path.parent.is_dir():
+        model = open_model_dir(text.path.parent)
+    projectors = model.of_role("mmproj")
+    if len(projectors) <= 1:
+        return (projectors[0].path if projectors else None), ()
+    matching = _made_with(projectors, text)
+    return matching.path, (f"projector: `{matching.path.name}` of {len(projectors)}",)
+
+
+def _made_with(projectors: tuple[ModelFile, ...], text: ModelFile) -> ModelFile:
+    """Return the projector of the text model's own level, else Q8_0 for a quantized text model."""
+    wanted: tuple[str, ...] = (text.level,)
+    if text.level not in ("F32", "F16", "BF16"):
+        wanted = (text.level, "Q8_0")
+    for level in wanted:
+        for projector in projectors:
+            if projector.level == level:
+                return projector
+    return projectors[0]
+
+
+def _unknown_note(model: ModelDir, file: ModelFile) -> tuple[str, ...]:
+    if model.manifest is None or file.known:
+        return ()
+    return (f"`{file.path.name}` is not the file that its manifest describes",)
+

@@ -1,0 +1,256 @@
+"""A model directory: GGUF files under the Hub's custom names, and `edgevlm.json`, its manifest.
+
+    shapes/
+      shapes-F16.gguf   shapes-Q4_K_M.gguf   mmproj-shapes-F16.gguf   mmproj-shapes-Q8_0.gguf
+      edgevlm.json
+
+A file that the manifest does not know is used, and said. Size and mtime are checked on load, the SHA-256
+on demand. A manifest comes from strangers as models do: it is validated, and its file names cannot leave
+the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from edgevlm.errors import GGUFError, ManifestError, SourceNotFoundError
+from edgevlm.files import sha256_file
+from edgevlm.gguf_file import read_gguf
+
+MANIFEST_NAME = "edgevlm.json"
+SCHEMA_VERSION = 1
+Role = Literal["text", "mmproj"]
+# Far above any real one (a ledger line a tensor); a bound on what a stranger's folder makes us read.
+_MAX_MANIFEST_BYTES = 64 << 20
+# `general.file_type` of a GGUF file (llama.h, enum llama_ftype), for files without a manifest.
+_LEVEL_OF_FILE_TYPE = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
+    17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 29: "IQ2_M", 30: "IQ4_XS",
+    32: "BF16",
+}  # fmt: skip
+FLOAT_LEVELS = ("F32", "BF16", "F16")
+
+
+def _plain_name(name: str) -> str:
+    if not name or name.startswith(".") or Path(name).name != name or "\\" in name:
+        raise ValueError(f"`{name}` is not a plain file name")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TypeCount(_Record):
+    """How much of a file has one tensor type."""
+
+    n_tensors: int
+    n_bytes: int
+
+
+class FileEntry(_Record):
+    """One GGUF file of the model directory, as it was written."""
+
+    name: PlainName
+    role: Role
+    level: str
+    profile: str | None = None
+    n_bytes: int
+    mtime_ns: int
+    sha256: str
+    bits_per_weight: float
+    tensor_types: dict[str, TypeCount]
+
+
+class Source(_Record):
+    """Where the weights came from; the hashes prove that a rebuild starts from the same bytes."""
+
+    path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+
+class LedgerRecord(_Record):
+    """What became of every tensor of the checkpoint."""
+
+    n_source_tensors: int
+    used: dict[str, list[str]]
+    dropped: dict[str, str]
+
+
+class Manifest(_Record):
+    """`edgevlm.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: PlainName
+    family: str
+    source: Source
+    files: list[FileEntry]
+    ledger: LedgerRecord
+    versions: dict[str, str]
+    drift: dict[str, object] = Field(default_factory=dict)
+    verify: dict[str, object] = Field(default_factory=dict)
+
+    def with_files(self, new: Sequence[FileEntry]) -> Manifest:
+        """Return the manifest with `new` entries; one of the same name is replaced."""
+        names = {entry.name for entry in new}
+        kept = [entry for entry in self.files if entry.name not in names]
+        return self.model_copy(update={"files": [*kept, *new]})
+
+    def to_json(self) -> str:
+        """Return the manifest as it is stored."""
+        return json.dumps(self.model_dump(), indent=1) + "\n"
+
+
+def describe_file(
+    path: Path, *, name: str, role: Role, level: str, profile: str | None
+) -> FileEntry:
+    """Return the entry of the GGUF file at `path` (temporary or final) under its final `name`."""
+    file = read_gguf(path)
+    status = path.stat()
+    return FileEntry(
+        name=name,
+        role=role,
+        level=level,
+        profile=profile,
+        n_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        sha256=sha256_file(path),
+        bits_per_weight=round(file.bits_per_weight, 4),
+        tensor_types=_type_counts(file.type_histogram()),
+    )
+
+
+def _type_counts(histogram: Mapping[str, object]) -> dict[str, TypeCount]:
+    return {
+        type_name: TypeCount.model_validate(count, from_attributes=True)
+        for type_name, count in histogram.items()
+    }
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of `folder`, None when it has none.
+
+    Raises:
+        ManifestError: the manifest is not valid; the hint says what to do.
+    """
+    path = folder / MANIFEST_NAME
+    hint = f"remove `{path}`: its GGUF files can be used without it"
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ManifestError(f"`{path}` is larger than any manifest", hint=hint)
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ManifestError(f"cannot read `{path}`: {error.strerror}", hint=hint) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise ManifestError(f"`{path}` is not valid: {where}: {first['msg']}", hint=hint) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A GGUF file of a model directory, known to the manifest or found beside it."""
+
+    path: Path
+    role: Role
+    level: str
+    mtime_ns: int
+    known: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDir:
+    """A folder with GGUF files, newest first, and its manifest if it has one."""
+
+    folder: Path
+    manifest: Manifest | None
+    files: tuple[ModelFile, ...]
+
+    def of_role(self, role: Role) -> tuple[ModelFile, ...]:
+        """Return the files of one role, most recently written first."""
+        return tuple(file for file in self.files if file.role == role)
+
+    def find(self, role: Role, level: str) -> ModelFile | None:
+        """Return the file of `role` at `level`, None when there is none."""
+        wanted = level.upper()
+        return next((file for file in self.of_role(role) if file.level.upper() == wanted), None)
+
+    def baseline(self, role: Role) -> ModelFile | None:
+        """Return the file of a float type with the most bits, from which levels are made."""
+        found = (self.find(role, level) for level in FLOAT_LEVELS)
+        return next((file for file in found if file is not None), None)
+
+
+def open_model_dir(folder: Path) -> ModelDir:
+    """List the GGUF files of `folder`.
+
+    Raises:
+        SourceNotFoundError: it has none.
+        GGUFError: a file of the manifest has another size than was written (a broken download).
+        ManifestError: its manifest is not valid.
+    """
+    manifest = read_manifest(folder)
+    entries = {entry.name: entry for entry in manifest.files} if manifest else {}
+    files: list[ModelFile] = []
+    for path in sorted(folder.glob("*.gguf")):
+        if path.name.startswith("."):
+            continue
+        entry = entries.get(path.name)
+        files.append(_known_file(path, entry) if entry else _found_file(path))
+    if not files:
+        raise SourceNotFoundError(
+            f"`{folder}` holds no GGUF file",
+            hint="convert a checkpoint first: `edgevlm convert CHECKPOINT`",
+        )
+    newest_first = sorted(files, key=lambda file: (file.mtime_ns, file.path.name), reverse=True)
+    return ModelDir(folder=folder, manifest=manifest, files=tuple(newest_first))
+
+
+def _known_file(path: Path, entry: FileEntry) -> ModelFile:
+    status = path.stat()
+    if status.st_size != entry.n_bytes:
+        raise GGUFError(
+            f"`{path}` has {status.st_size} bytes, its manifest says {entry.n_bytes}",
+            hint="the file was cut or replaced: convert or copy it again",
+        )
+    return ModelFile(
+        path=path,
+        role=entry.role,
+        level=entry.level,
+        mtime_ns=status.st_mtime_ns,
+        known=status.st_mtime_ns == entry.mtime_ns or sha256_file(path) == entry.sha256,
+    )
+
+
+def _found_file(path: Path) -> ModelFile:
+    role, level = role_and_level(path)
+    return ModelFile(
+        path=path, role=role, level=level, mtime_ns=path.stat().st_mtime_ns, known=False
+    )
+
+
+def role_and_level(path: Path) -> tuple[Role, str]:
+    """Return what a GGUF file is by its own metadata: text model or projector, and its level."""
+    file = read_gguf(path)
+    role: Role = "mmproj" if file.architecture == "clip" else "text"
+    file_type = file.metadata.get("general.file_type")
+    return role, level_of_file_type(file_type.value if file_type else None)
+
+
+def level_of_file_type(value: object) -> str:
+    """Return the level that `general.file_type` stands for, "unknown" for any other value."""
+    return _LEVEL_OF_FILE_TYPE.get(value, "unknown") if isinstance(value, int) else "unknown"
