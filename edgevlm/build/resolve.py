@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from edgevlm import __version__
 from edgevlm.build.cache import cache_folder, last_model, remember_model
-from edgevlm.build.convert import convert_model
+from edgevlm.build.convert import convert_model, source_hashes
 from edgevlm.build.quantize import checkpoint_of
 from edgevlm.errors import GGUFError, OutputError, SourceNotFoundError
-from edgevlm.files import folder_lock, sha256_file
+from edgevlm.files import folder_lock
 from edgevlm.model_dir import (
     MANIFEST_NAME,
     ModelDir,
@@ -74,7 +76,7 @@ def resolve_model(
         remember_model(str(path.absolute()))
         return found
     model = open_model(chosen, progress=progress)
-    text, notes = _text_of(model, chosen, level, progress)
+    text, notes = _text_of(model, level, progress)
     projector, more = _mmproj_of(model, text, mmproj)
     remember_model(BUILT_IN if chosen == BUILT_IN else str(path.absolute()))
     return ResolvedModel(
@@ -84,6 +86,23 @@ def resolve_model(
         mmproj=projector,
         notes=(*notes, *more),
     )
+
+
+def open_source(
+    name: str | None, *, progress: Progress = SILENT
+) -> tuple[ModelDir, Path | None]:
+    """Open the model to make a level from.
+
+    Returns:
+        The model directory, and the text model's file where the user named that file itself.
+    """
+    chosen = name or last_model() or BUILT_IN
+    path = Path(chosen)
+    if not path.is_file():
+        return open_model(chosen, progress=progress), None
+    if role_and_level(path)[0] == "mmproj":
+        raise _projector_named(path)
+    return open_model_dir(path.absolute().parent), path.absolute()
 
 
 def open_model(name: str, *, progress: Progress = SILENT) -> ModelDir:
@@ -116,24 +135,17 @@ def built_in_folder() -> Path:
     return Path(str(files("edgevlm") / "assets" / BUILT_IN))
 
 
-@cache
-def _built_in_target() -> Path:
-    digest = sha256_file(built_in_checkpoint() / "model.safetensors")
-    return cache_folder() / "models" / f"{BUILT_IN}-{__version__}-{digest[:12]}" / BUILT_IN
+def _kept_folder(name: str, hashes: Mapping[str, str]) -> Path:
+    """Return where the cache keeps what this version makes of the checkpoint with these hashes."""
+    digest = sha256("".join(f"{file} {value}\n" for file, value in sorted(hashes.items())).encode())
+    return cache_folder() / "models" / f"{name}-{__version__}-{digest.hexdigest()[:12]}" / name
 
 
 def _build_built_in(progress: Progress) -> Path:
-    folder = _built_in_target()
+    folder = _kept_folder(BUILT_IN, source_hashes(built_in_checkpoint()))
     if (folder / MANIFEST_NAME).exists():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the built-in model into `{folder.parent}`: {error.strerror}",
-            hint="set EDGEVLM_CACHE to a folder that can be written",
-        ) from error
-    with folder_lock(folder.parent, wait=True):
+    with _cache_lock(folder.parent):
         if not (folder / MANIFEST_NAME).exists():
             convert_model(
                 built_in_checkpoint(),
@@ -146,13 +158,24 @@ def _build_built_in(progress: Progress) -> Path:
     return folder
 
 
+@contextmanager
+def _cache_lock(folder: Path) -> Generator[None]:
+    """Make `folder` in the cache and hold its lock; another run that builds the same is waited for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into the cache `{folder}`: {error.strerror}",
+            hint="set EDGEVLM_CACHE to a folder that can be written",
+        ) from error
+    with folder_lock(folder, wait=True):
+        yield
+
+
 def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> ResolvedModel:
     role, file_level = role_and_level(path)
     if role == "mmproj":
-        raise GGUFError(
-            f"`{path}` is a projector (mmproj), not a text model",
-            hint="give the text model's .gguf, and the projector with --mmproj",
-        )
+        raise _projector_named(path)
     if level is not None and level.upper() != file_level.upper():
         raise SourceNotFoundError(
             f"`{path}` is at level {file_level}, not {level}",
@@ -168,7 +191,7 @@ def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> Resolve
 
 
 def _text_of(
-    model: ModelDir, name: str, level: str | None, progress: Progress
+    model: ModelDir, level: str | None, progress: Progress
 ) -> tuple[ModelFile, tuple[str, ...]]:
     texts = model.of_role("text")
     if level is None:
@@ -177,8 +200,7 @@ def _text_of(
                 f"`{model.folder}` holds no text model, only projectors",
                 hint="name the text model's .gguf file",
             )
-        chosen = texts[0] if name != BUILT_IN else model.baseline("text") or texts[0]
-        return chosen, _unknown_note(model, chosen)
+        return texts[0], _unknown_note(model, texts[0])
     found = model.find("text", level)
     if found is not None:
         return found, _unknown_note(model, found)
@@ -196,11 +218,8 @@ def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
             f"`{model.folder}` has no level {level} (it has: {levels or 'none'})",
             hint=f"make it: `edgevlm quantize {model.folder} --level {level}`",
         )
-    digest = manifest.source.sha256.get("model.safetensors", "")[:12] or "sharded"
-    parent = cache_folder() / "models" / f"{manifest.name}-{__version__}-{digest}"
-    folder = parent / manifest.name
-    parent.mkdir(parents=True, exist_ok=True)
-    with folder_lock(parent, wait=True):
+    folder = _kept_folder(manifest.name, manifest.source.sha256)
+    with _cache_lock(folder.parent):
         if (folder / MANIFEST_NAME).exists():
             found = open_model_dir(folder).find("text", level)
             if found is not None:
@@ -246,3 +265,9 @@ def _unknown_note(model: ModelDir, file: ModelFile) -> tuple[str, ...]:
         return ()
     return (f"`{file.path.name}` is not the file that its manifest describes",)
 
+
+def _projector_named(path: Path) -> GGUFError:
+    return GGUFError(
+        f"`{path}` is a projector (mmproj), not a text model",
+        hint="give the text model's .gguf, and the projector with --mmproj",
+    )

@@ -1,0 +1,127 @@
+"""How a written model is shown: the ledger, then a line a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgevlm.build.convert import Built, FilePlan
+    from edgevlm.model_dir import FileEntry, LedgerRecord
+
+_HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
+
+
+def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger: bool) -> None:
+    """Print what a run wrote: a table on stdout, the rest on stderr; or one JSON document."""
+    from edgevlm.cli import console
+    from edgevlm.files import human_bytes
+
+    peak = peak_rss_bytes()
+    if json:
+        console.print_json(
+            {
+                "folder": str(built.folder),
+                "name": built.manifest.name,
+                "family": built.manifest.family,
+                "files": [entry.model_dump() for entry in built.written],
+                "kept": list(built.kept),
+                "ledger": built.manifest.ledger.model_dump() if ledger else None,
+                "seconds": round(seconds, 3),
+                "peak_rss_bytes": peak,
+            }
+        )
+        return
+    if ledger:
+        _show_ledger(built.manifest.ledger)
+    console.table(_HEADERS, [_row(entry) for entry in built.written], right=(2, 3))
+    for name in built.kept:
+        console.note(f"kept {name}: made from the same weights", quiet=quiet)
+    n_bytes = sum(entry.n_bytes for entry in built.written)
+    console.note(
+        f"wrote {human_bytes(n_bytes)} into {built.folder} in {seconds:.1f} s, "
+        f"peak memory {human_bytes(peak)}",
+        quiet=quiet,
+    )
+
+
+def show_plan(files: tuple[FilePlan, ...], *, json: bool) -> None:
+    """Print what a run would write."""
+    from edgevlm.cli import console
+    from edgevlm.files import human_bytes
+
+    rows = [(file, *_weights(file)) for file in files]
+    if json:
+        console.print_json(
+            {
+                "files": [
+                    {
+                        "name": file.name,
+                        "level": file.level,
+                        "n_bytes": file.plan.n_bytes,
+                        "bits_per_weight": round(bits, 4),
+                        "tensor_types": counts,
+                    }
+                    for file, bits, counts in rows
+                ]
+            }
+        )
+        return
+    console.table(
+        _HEADERS,
+        [
+            (file.name, file.level, human_bytes(file.plan.n_bytes), f"{bits:.2f}", _types(counts))
+            for file, bits, counts in rows
+        ],
+        right=(2, 3),
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process has held (ru_maxrss, which Linux counts in KiB)."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _show_ledger(ledger: LedgerRecord) -> None:
+    from edgevlm.cli import console
+
+    console.out().print(
+        f"{ledger.n_source_tensors} tensors in the checkpoint: {len(ledger.used)} used, "
+        f"{len(ledger.dropped)} dropped"
+    )
+    for name, reason in ledger.dropped.items():
+        console.out().print(
+            f"  dropped {console.printable(name)}: {reason}", markup=False, soft_wrap=True
+        )
+    console.out().print()
+
+
+def _row(entry: FileEntry) -> tuple[str, ...]:
+    from edgevlm.files import human_bytes
+
+    counts = {name: count.n_tensors for name, count in entry.tensor_types.items()}
+    return (
+        entry.name,
+        entry.level,
+        human_bytes(entry.n_bytes),
+        f"{entry.bits_per_weight:.2f}",
+        _types(counts),
+    )
+
+
+def _types(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _weights(file: FilePlan) -> tuple[float, dict[str, int]]:
+    from collections import Counter
+    from math import prod
+
+    n_weights = sum(prod(tensor.info.shape) for tensor in file.plan.tensors)
+    counts = Counter(file.plan.types[tensor.info.name] for tensor in file.plan.tensors)
+    return 8 * file.plan.n_data_bytes / n_weights, dict(counts)

@@ -1,0 +1,89 @@
+"""`edgevlm convert`: a Hugging Face checkpoint becomes GGUF, and quantized GGUF, in one pass."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevlm.cli import options
+
+
+class OutType(StrEnum):
+    """Float types of a conversion."""
+
+    AUTO = "auto"
+    F16 = "f16"
+    BF16 = "bf16"
+    F32 = "f32"
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Checkpoint folder: config.json, tokenizer and safetensors.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Model directory to write (default: NAME in the current folder).",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="The model's name in file names (default: the folder's).",
+            show_default=False,
+        ),
+    ] = None,
+    outtype: Annotated[
+        OutType,
+        typer.Option("--outtype", help="Float type; auto keeps the checkpoint's own 16-bit type."),
+    ] = OutType.AUTO,
+    level: options.LevelOption = None,
+    mmproj_level: options.MmprojLevelOption = None,
+    threads: options.ThreadsOption = None,
+    force: options.ForceOption = False,
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+) -> None:
+    """Convert a checkpoint to GGUF: text model and projector, nothing lost, no torch.
+
+    With `--level` the quantized files are written in the same pass, with no 16-bit file between.
+    """
+    from time import perf_counter
+
+    from edgevlm.build.cache import remember_model
+    from edgevlm.build.convert import convert_model
+    from edgevlm.cli import console
+    from edgevlm.cli.built import show_built
+
+    if level is not None and outtype is not OutType.AUTO:
+        raise typer.BadParameter("--outtype names a float file; with --level leave it out")
+    start = perf_counter()
+    built = convert_model(
+        source,
+        out=out,
+        name=name,
+        outtype=outtype.value,
+        level=level,
+        mmproj_level=mmproj_level,
+        force=force,
+        n_threads=threads,
+        progress=console.progress_for(json=json, quiet=quiet),
+    )
+    remember_model(str(built.folder.absolute()))
+    show_built(built, json=json, quiet=quiet, seconds=perf_counter() - start, ledger=True)
+    if not json:
+        console.note(f"next: edgevlm chat IMAGE -m {built.folder}", quiet=quiet)

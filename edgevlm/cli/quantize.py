@@ -1,0 +1,68 @@
+"""`edgevlm quantize`: a 16-bit model gets a smaller level beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevlm.cli import options
+
+
+def quantize(
+    level: Annotated[
+        str,
+        typer.Option(
+            "--level",
+            metavar="LEVEL|FILE.toml",
+            help="Level to make, such as Q4_K_M; `edgevlm profiles` lists them.",
+            show_default=False,
+        ),
+    ],
+    model: options.ModelArgument = None,
+    mmproj_level: options.MmprojLevelOption = None,
+    mmproj: options.MmprojOption = None,
+    threads: options.ThreadsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
+    ] = False,
+    force: options.ForceOption = False,
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+) -> None:
+    """Quantize a model: its text model to LEVEL, its projector to Q8_0 or what is asked."""
+    from time import perf_counter
+
+    from edgevlm.build.cache import remember_model
+    from edgevlm.build.quantize import plan_quantization, quantize_model
+    from edgevlm.build.resolve import open_source
+    from edgevlm.cli import console
+    from edgevlm.cli.built import show_built, show_plan
+
+    start = perf_counter()
+    progress = console.progress_for(json=json, quiet=quiet)
+    directory, text = open_source(model, progress=progress)
+    plan = plan_quantization(
+        directory,
+        level=level,
+        text=text,
+        mmproj=mmproj,
+        mmproj_level=mmproj_level,
+        force=force,
+    )
+    if dry_run:
+        show_plan(plan.files, json=json)
+        return
+    built = quantize_model(
+        plan,
+        level=level,
+        mmproj_level=mmproj_level,
+        force=force,
+        n_threads=threads,
+        progress=progress,
+    )
+    if model is not None:
+        remember_model(model if model == "shapes" else str(Path(model).absolute()))
+    show_built(built, json=json, quiet=quiet, seconds=perf_counter() - start, ledger=False)
