@@ -1,0 +1,50 @@
+"""Fixtures that several areas share: the built-in model, converted and quantized once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+LEVELS = ("Q8_0", "Q5_K_M", "Q4_K_M")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep the tests out of the user's cache."""
+    import os
+
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["EDGEVLM_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_checkpoint() -> Path:
+    """The built-in checkpoint's folder; never to be written."""
+    from edgevlm.build.resolve import built_in_checkpoint
+
+    return built_in_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def shapes_assets() -> Path:
+    """The built-in model's folder: checkpoint/, images/, prompts.jsonl."""
+    from edgevlm.build.resolve import built_in_folder
+
+    return built_in_folder()
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path) -> Path:
+    """A model directory with shapes at F16 and every level; never to be written."""
+    from edgevlm.build.convert import convert_model
+    from edgevlm.build.quantize import plan_quantization, quantize_model
+    from edgevlm.model_dir import open_model_dir
+
+    folder = tmp_path_factory.mktemp("models") / "shapes"
+    convert_model(shapes_checkpoint, out=folder, name="shapes", outtype="f16")
+    for level in LEVELS:
+        plan = plan_quantization(open_model_dir(folder), level=level)
+        quantize_model(plan, level=level)
+    return folder
