@@ -2,7 +2,7 @@
 
     EdgeVLMError
     ├── SourceNotFoundError            the path or model named does not exist
-    ├── CheckpointError                a Hugging Face checkpoint that is broken, hostile or incomplete
+    ├── CheckpointError                a checkpoint that is broken, hostile or incomplete
     │   └── UnsupportedArchitectureError   no family claims its config
     ├── ConversionError                a tensor, token or option that cannot be carried over
     ├── GGUFError                      a GGUF file that is broken, hostile or of the wrong kind
@@ -17,7 +17,8 @@
     └── OutputError                    the output folder cannot be written, or the disk is too small
 
 A message says what is wrong and which value; `hint` says what to do next. The command line prints
-both and exits with `exit_code`; anything that is not an EdgeVLMError is a bug and keeps its traceback.
+both and exits with `exit_code`; anything that is not an EdgeVLMError is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Write files so that a kill at any moment leaves the old ones or none, never a plausible half.
 
-A `WriteTogether` owns one folder while it writes: it takes the folder's lock, removes what a killed run
-left behind, checks the free space, hands out temporary names in the same folder, and at the end makes
-all files visible by renames, in the order in which they were asked for.
+A `WriteTogether` owns one folder while it writes: it takes the folder's lock, removes what a
+killed run left behind, checks the free space, hands out temporary names in the same folder, and at
+the end makes all files visible by renames, in the order in which they were asked for.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def write_together(
 
     Raises:
         OutputExistsError: a final name is taken and `force` is not set.
-        OutputError: the folder cannot be written, another run is writing it, or the disk is too small.
+        OutputError: the folder cannot be written, another run is writing it, or the disk is too
+            small.
     """
     taken = [name for name in names if (folder / name).exists()]
     if taken and not force:

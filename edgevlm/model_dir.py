@@ -4,15 +4,15 @@
       shapes-F16.gguf   shapes-Q4_K_M.gguf   mmproj-shapes-F16.gguf   mmproj-shapes-Q8_0.gguf
       edgevlm.json
 
-A file that the manifest does not know is used, and said. Size and mtime are checked on load, the SHA-256
-on demand. A manifest comes from strangers as models do: it is validated, and its file names cannot leave
-the folder.
+A file that the manifest does not know is used, and said. Size and mtime are checked on load, the
+SHA-256 on demand. A manifest comes from strangers as models do: it is validated, and its file names
+cannot leave the folder.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,20 +21,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from edgevlm.errors import GGUFError, ManifestError, SourceNotFoundError
 from edgevlm.files import sha256_file
+from edgevlm.ggml_types import TypeCount
 from edgevlm.gguf_file import read_gguf
 
 MANIFEST_NAME = "edgevlm.json"
 SCHEMA_VERSION = 1
 Role = Literal["text", "mmproj"]
-# Far above any real one (a ledger line a tensor); a bound on what a stranger's folder makes us read.
+# Far above any real one (a ledger line a tensor); a bound on what a stranger's folder makes us
+# read.
 _MAX_MANIFEST_BYTES = 64 << 20
-# `general.file_type` of a GGUF file (llama.h, enum llama_ftype), for files without a manifest.
-_LEVEL_OF_FILE_TYPE = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
-    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
-    17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 29: "IQ2_M", 30: "IQ4_XS",
-    32: "BF16",
-}  # fmt: skip
 FLOAT_LEVELS = ("F32", "BF16", "F16")
 
 
@@ -49,13 +44,6 @@ PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TypeCount(_Record):
-    """How much of a file has one tensor type."""
-
-    n_tensors: int
-    n_bytes: int
 
 
 class FileEntry(_Record):
@@ -128,15 +116,8 @@ def describe_file(
         mtime_ns=status.st_mtime_ns,
         sha256=sha256_file(path),
         bits_per_weight=round(file.bits_per_weight, 4),
-        tensor_types=_type_counts(file.type_histogram()),
+        tensor_types=file.type_histogram(),
     )
-
-
-def _type_counts(histogram: Mapping[str, object]) -> dict[str, TypeCount]:
-    return {
-        type_name: TypeCount.model_validate(count, from_attributes=True)
-        for type_name, count in histogram.items()
-    }
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -246,11 +227,4 @@ def _found_file(path: Path) -> ModelFile:
 def role_and_level(path: Path) -> tuple[Role, str]:
     """Return what a GGUF file is by its own metadata: text model or projector, and its level."""
     file = read_gguf(path)
-    role: Role = "mmproj" if file.architecture == "clip" else "text"
-    file_type = file.metadata.get("general.file_type")
-    return role, level_of_file_type(file_type.value if file_type else None)
-
-
-def level_of_file_type(value: object) -> str:
-    """Return the level that `general.file_type` stands for, "unknown" for any other value."""
-    return _LEVEL_OF_FILE_TYPE.get(value, "unknown") if isinstance(value, int) else "unknown"
+    return ("mmproj" if file.is_projector else "text"), file.file_type or "unknown"

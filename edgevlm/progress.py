@@ -1,6 +1,7 @@
 """How long work reports that it goes on, without knowing who looks.
 
-Domain code takes `progress: Progress = SILENT` and reports bytes or items; `edgevlm.cli.console` draws.
+Domain code takes `progress: Progress = SILENT` and reports bytes or items;
+`edgevlm.cli.console` draws.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ Unit = Literal["bytes", "items"]
 class Advance(Protocol):
     """Say that `amount` more units are done."""
 
-    def __call__(self, amount: int, /) -> None: ...
+    def __call__(self, amount: int, /) -> None:
+        """Add `amount` to what is done."""
+        ...
 
 
 class Progress(Protocol):

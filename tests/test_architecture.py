@@ -40,6 +40,7 @@ LEVELS = {
 # The steps inside a level that the design allows.
 STEPS = {
     ("edgevlm.model_dir", "edgevlm.gguf_file"),
+    ("edgevlm.model_dir", "edgevlm.ggml_types"),
     ("edgevlm.gguf_file", "edgevlm.gguf_value"),
     ("edgevlm.gguf_file", "edgevlm.ggml_types"),
 }

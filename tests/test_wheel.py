@@ -40,7 +40,8 @@ def test_top_level_names(wheel: Path) -> None:
 
 
 def test_runs_from_a_fresh_venv(wheel: Path, tmp_path: Path) -> None:
-    """Installed with --no-deps beside the libraries of this environment (a .pth: no second compile)."""
+    """Installed with --no-deps beside the libraries of this environment (a .pth: no second
+    compile)."""
     venv.EnvBuilder(with_pip=True).create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run(

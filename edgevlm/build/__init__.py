@@ -1,0 +1,1 @@
+"""MODEL -> files that can be loaded: resolve, convert, quantize, keep."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-
 _LAST_MODEL = "last-model.json"
 
 
@@ -19,7 +18,10 @@ def cache_folder() -> Path:
 
 
 def remember_model(name: str) -> None:
-    """Keep `name` (a path or `shapes`) as the model used last; a cache that cannot be written is no error."""
+    """Keep `name` (a path or `shapes`) as the model used last.
+
+    A cache that cannot be written is no error: the next run then asks for a name.
+    """
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from edgevlm_convert import ConversionPlan, plan_conversion
+from edgevlm_convert.encoder import TensorEncoder
+from edgevlm_convert.writer import GGUFPlan, write_gguf
+
 from edgevlm.errors import ConversionError, OutputExistsError
 from edgevlm.files import WriteTogether, sha256_file, write_together
+from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
     MANIFEST_NAME,
@@ -21,15 +26,10 @@ from edgevlm.model_dir import (
     Role,
     Source,
     describe_file,
-    level_of_file_type,
     read_manifest,
 )
 from edgevlm.progress import SILENT, Progress
-from edgevlm_convert import ConversionPlan, plan_conversion
-from edgevlm_convert.encoder import TensorEncoder
-from edgevlm_convert.writer import GGUFPlan, write_gguf
 
-DEFAULT_MMPROJ_LEVEL = "Q8_0"
 # A manifest's size is not known before it is written; this is more than any.
 MANIFEST_ALLOWANCE_BYTES = 4 << 20
 # The files of a checkpoint that decide what comes out of a conversion.
@@ -85,7 +85,7 @@ def convert_model(
         name: the model's name in file names; None: the source folder's.
         outtype: "auto" (the checkpoint's own 16-bit type), "f16", "bf16" or "f32".
         level: quantize in the same pass, to a level's name or a profile's path.
-        mmproj_level: "F16", "BF16" or "Q8_0"; None: Q8_0 with a level, else as `outtype`.
+        mmproj_level: "F16", "BF16" or "Q8_0"; None: the level's own, or as `outtype`.
         force: replace what exists.
         n_threads: encoders at work; None: one per processor.
         progress: told the bytes written.
@@ -166,7 +166,17 @@ def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
 
 
 def file_name(name: str, role: Role, level: str) -> str:
-    """Return the Hub's custom name of a model's file."""
+    """Return the Hub's custom name of a model's file.
+
+    Raises:
+        ConversionError: the model's name or its level's cannot stand in a file name.
+    """
+    for part in (name, level):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*", part):
+            raise ConversionError(
+                f"`{part}` cannot stand in a file name",
+                hint="use letters, digits, `.`, `_` and `-`: --name names the model",
+            )
     return f"{name}-{level}.gguf" if role == "text" else f"mmproj-{name}-{level}.gguf"
 
 
@@ -183,7 +193,7 @@ def _plan(
     from edgevlm.quantize.profile import load_profile
 
     profile = load_profile(level) if level else None
-    wanted_mmproj = mmproj_level or (DEFAULT_MMPROJ_LEVEL if profile else None)
+    wanted_mmproj = mmproj_level or (profile.mmproj.type if profile else None)
     encoder = text_encoder(profile) if profile else None
     projector_encoder = mmproj_encoder(wanted_mmproj, profile=profile) if wanted_mmproj else None
     conversion = plan_conversion(
@@ -194,8 +204,9 @@ def _plan(
         mmproj_encoder=projector_encoder,
     )
     text_level = profile.name if profile else _float_level(conversion.text)
-    projector_level = wanted_mmproj or _float_level(conversion.mmproj)
-    _check_name(conversion.name)
+    projector_level = (
+        projector_encoder.level if projector_encoder else _float_level(conversion.mmproj)
+    )
     return _Planned(
         conversion=conversion,
         files=(
@@ -220,18 +231,10 @@ def _plan(
 
 
 def _float_level(plan: GGUFPlan) -> str:
-    level = level_of_file_type(plan.metadata["general.file_type"].value)
+    level = FILE_TYPES[int(str(plan.metadata["general.file_type"].value))]
     if level not in FLOAT_LEVELS:
         raise ValueError(f"the converter wrote the file type {level} without an encoder")
     return level
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*", name):
-        raise ConversionError(
-            f"`{name}` cannot stand in a file name",
-            hint="name the model with --name, in letters, digits, `.`, `_` and `-`",
-        )
 
 
 def _default_folder(source: Path, name: str) -> Path:

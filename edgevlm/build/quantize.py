@@ -1,4 +1,4 @@
-"""16-bit model -> a level beside it; from the checkpoint in one pass where no 16-bit file is kept."""
+"""A 16-bit model -> a level beside it; from its checkpoint where no 16-bit file is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.build.convert import (
-    DEFAULT_MMPROJ_LEVEL,
     MANIFEST_ALLOWANCE_BYTES,
     Built,
     FilePlan,
@@ -18,7 +17,7 @@ from edgevlm.build.convert import (
     write_files,
     write_manifest,
 )
-from edgevlm.errors import OutputExistsError, QuantizationError
+from edgevlm.errors import QuantizationError
 from edgevlm.files import write_together
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
@@ -66,7 +65,8 @@ def plan_quantization(
         model: the model directory; its 16-bit files are the source.
         level: a level's name or a profile's path.
         text: the 16-bit text model, None: the directory's own with the most bits.
-        mmproj: the 16-bit projector, None: the directory's own; a directory without one is a text model.
+        mmproj: the 16-bit projector, None: the directory's own; a directory without one is a
+            text model.
         mmproj_level: "F16", "BF16" or "Q8_0".
         force: write again what exists.
 
@@ -79,7 +79,7 @@ def plan_quantization(
     from edgevlm.quantize.run import plan_quantize
 
     profile = load_profile(level)
-    projector_level = mmproj_level or DEFAULT_MMPROJ_LEVEL
+    projector_level = (mmproj_level or profile.mmproj.type).upper()
     source = text or _path(model.baseline("text"))
     name = _model_name(model, source)
     if source is None:
@@ -173,9 +173,7 @@ def _plan_from_checkpoint(
         )
     files = plan_files(checkpoint, name=name, level=level, mmproj_level=mmproj_level)
     kept = tuple(
-        file.name
-        for file in files
-        if file.role == "mmproj" and (model.folder / file.name).exists()
+        file.name for file in files if file.role == "mmproj" and (model.folder / file.name).exists()
     )
     return QuantizePlan(
         folder=model.folder,

@@ -55,10 +55,12 @@ def resolve_model(
     """Find the files of a model; build what is missing and can be built.
 
     An existing path wins, then the built-in `shapes`. Level: asked, else most recently written.
-    Projector: `mmproj`, else that of the manifest made with the level, else the only one beside the model.
+    Projector: `mmproj`, else that of the manifest made with the level, else the only one beside
+        the model.
 
     Args:
-        name: path of a model directory or .gguf file, or `shapes`; None: the model used last, else `shapes`.
+        name: path of a model directory or .gguf file, or `shapes`; None: the model used last,
+            else `shapes`.
         level: the text model's level.
         mmproj: the projector's file.
         progress: told the bytes of what is built.
@@ -88,9 +90,7 @@ def resolve_model(
     )
 
 
-def open_source(
-    name: str | None, *, progress: Progress = SILENT
-) -> tuple[ModelDir, Path | None]:
+def open_source(name: str | None, *, progress: Progress = SILENT) -> tuple[ModelDir, Path | None]:
     """Open the model to make a level from.
 
     Returns:
@@ -160,7 +160,7 @@ def _build_built_in(progress: Progress) -> Path:
 
 @contextmanager
 def _cache_lock(folder: Path) -> Generator[None]:
-    """Make `folder` in the cache and hold its lock; another run that builds the same is waited for."""
+    """Make `folder` in the cache and hold its lock; wait for another run that builds the same."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,9 +185,7 @@ def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> Resolve
         path=path, role="text", level=file_level, mtime_ns=path.stat().st_mtime_ns, known=False
     )
     projector, notes = _mmproj_of(open_model_dir(path.absolute().parent), text, mmproj)
-    return ResolvedModel(
-        name=path.stem, level=file_level, text=path, mmproj=projector, notes=notes
-    )
+    return ResolvedModel(name=path.stem, level=file_level, text=path, mmproj=projector, notes=notes)
 
 
 def _text_of(
@@ -229,9 +227,7 @@ def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
         )
     entry = next(entry for entry in built.written if entry.role == "text")
     path = folder / entry.name
-    return ModelFile(
-        path=path, role="text", level=entry.level, mtime_ns=entry.mtime_ns, known=True
-    )
+    return ModelFile(path=path, role="text", level=entry.level, mtime_ns=entry.mtime_ns, known=True)
 
 
 def _mmproj_of(

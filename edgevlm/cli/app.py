@@ -11,8 +11,8 @@ from edgevlm.errors import EdgeVLMError
 
 _HELP = """Put a vision-language model (VLM) on a small machine, and know what it cost.
 
-Converts Hugging Face checkpoints to GGUF without torch, quantizes in one pass, and talks about images through
-llama.cpp. The model `shapes` is built in: try `edgevlm demo`."""
+Converts Hugging Face checkpoints to GGUF without torch, quantizes in one pass, and talks about
+images through llama.cpp. The model `shapes` is built in: try `edgevlm demo`."""
 
 
 def _build() -> typer.Typer:
@@ -47,8 +47,8 @@ _common.__doc__ = _HELP
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
-    0 done; 1 a user's error; 2 usage; 3 a budget exceeded or a check failed; 130 Ctrl-C. A bug keeps its
-    traceback.
+    0 done; 1 a user's error; 2 usage; 3 a budget exceeded or a check failed; 130 Ctrl-C. A bug
+    keeps its traceback.
     """
     try:
         _build()(args=argv, prog_name="edgevlm")

@@ -1,4 +1,4 @@
-"""What a person sees: data on stdout, everything else on stderr. The one module that draws with rich."""
+"""What a person sees: data on stdout, everything else on stderr; the one place that uses rich."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def show_error(message: str, hint: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace control characters, which could move the cursor or recolour the terminal, by escapes."""
+    """Replace control characters, which could move the cursor or recolour text, by escapes."""
     return "".join(
         character
         if character.isprintable() or character in "\n\t"

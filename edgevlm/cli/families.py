@@ -7,8 +7,9 @@ from edgevlm.cli import options
 
 def families(json: options.JsonOption = False) -> None:
     """List the VLM families that `edgevlm convert` takes."""
-    from edgevlm.cli import console
     from edgevlm_convert.families import FAMILIES
+
+    from edgevlm.cli import console
 
     if json:
         console.print_json(

@@ -97,20 +97,23 @@ ThreadsOption = Annotated[
 CtxOption = Annotated[
     int | None,
     typer.Option(
-        "--ctx", min=1, help="Context length n_ctx in tokens (default: 4096 or the model's own, "
-        "whichever is smaller).", show_default=False
+        "--ctx",
+        min=1,
+        help="Context length n_ctx in tokens (default: 4096 or the model's own, "
+        "whichever is smaller).",
+        show_default=False,
     ),
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option(
-        "--device", metavar="auto|cpu|cuda|metal|vulkan", help="Where the model runs."
-    ),
+    typer.Option("--device", metavar="auto|cpu|cuda|metal|vulkan", help="Where the model runs."),
 ]
 GpuLayersOption = Annotated[
     int | None,
     typer.Option(
-        "--gpu-layers", min=0, help="Layers on the GPU (default: all that has one).",
+        "--gpu-layers",
+        min=0,
+        help="Layers on the GPU (default: all that has one).",
         show_default=False,
     ),
 ]

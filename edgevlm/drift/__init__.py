@@ -1,0 +1,1 @@
+"""What was lost on the way: prompts, answers and, later, distributions."""
