@@ -1,0 +1,1 @@
+"""Levels: which tensor gets which type, and how its rows are encoded."""

@@ -1,0 +1,142 @@
+"""A 16-bit GGUF file as the source of a quantized one, read slab by slab."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from edgevlm_convert.encoder import TensorInfo
+from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
+from numpy.typing import NDArray
+
+from edgevlm.errors import GGUFError, QuantizationError
+from edgevlm.ggml_types import tensor_n_bytes
+from edgevlm.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, GGUFTensor, GGUFValue, read_gguf
+from edgevlm.progress import SILENT, Progress
+from edgevlm.quantize.encode import LevelEncoder
+
+_FLOATS = ("F32", "F16", "BF16")
+_INTEGERS = ("I8", "I16", "I32", "I64", "F64")
+
+
+def plan_quantize(source: Path, encoder: LevelEncoder) -> GGUFPlan:
+    """Plan the file that `encoder` makes of the 16-bit GGUF file `source`, exact to the byte.
+
+    Metadata and the order of tensors are the source's; only `general.file_type` and
+    `general.quantization_version` are set.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        GGUFError: it is broken, a projector where a text model is due or the other way round, or
+            one part of a split model.
+        QuantizationError: it is quantized already.
+    """
+    file = read_gguf(source)
+    _check_kind(file, encoder)
+    _check_types(file)
+    return plan_gguf(
+        metadata=_metadata(file),
+        tensors=[_output_tensor(source, tensor) for tensor in file.tensors],
+        encoder=encoder,
+    )
+
+
+def quantize_file(
+    source: Path,
+    target: Path,
+    encoder: LevelEncoder,
+    *,
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+) -> GGUFPlan:
+    """Write `source` at the encoder's level to `target` and return what was written.
+
+    `target` is written in place: a caller that needs all or nothing gives a temporary name
+    (`edgevlm.files`). Raises what `plan_quantize` raises.
+    """
+    plan = plan_quantize(source, encoder)
+    write_gguf(plan, target, encoder=encoder, n_threads=n_threads, progress=progress)
+    return plan
+
+
+def _check_kind(file: GGUFFile, encoder: LevelEncoder) -> None:
+    if file.is_projector and not encoder.is_projector:
+        raise GGUFError(
+            f"`{file.path}` is a projector, not a text model",
+            hint="name the text model; the projector's level is --mmproj-level",
+        )
+    if encoder.is_projector and not file.is_projector:
+        raise GGUFError(
+            f"`{file.path}` is not a projector (its architecture is `{file.architecture}`)",
+            hint="name an mmproj file with --mmproj",
+        )
+    parts = file.metadata.get("split.count")
+    if parts is not None and isinstance(parts.value, int) and parts.value > 1:
+        raise GGUFError(
+            f"`{file.path}` is one of {parts.value} parts of a split model",
+            hint="join the parts first: `llama-gguf-split --merge`",
+        )
+
+
+def _check_types(file: GGUFFile) -> None:
+    for tensor in file.tensors:
+        if tensor.type not in _FLOATS and tensor.type not in _INTEGERS:
+            raise QuantizationError(
+                f"`{file.path}` is quantized already: tensor `{tensor.name}` is {tensor.type}",
+                hint="quantize the F16 or BF16 file, or convert the checkpoint with --level",
+            )
+
+
+def _metadata(file: GGUFFile) -> dict[str, GGUFValue]:
+    """The source's metadata, without an alignment that the new file does not have."""
+    keep_alignment = file.alignment == DEFAULT_ALIGNMENT
+    return {
+        key: value
+        for key, value in file.metadata.items()
+        if key != "general.alignment" or keep_alignment
+    }
+
+
+def _output_tensor(source: Path, tensor: GGUFTensor) -> OutputTensor:
+    row_n_bytes = tensor_n_bytes(tensor.shape[-1:], tensor.type)
+
+    def read_raw(start: int, stop: int) -> bytes:
+        # Opened per slab: a plan may be dropped unused, and no descriptor must stay behind.
+        with source.open("rb", buffering=0) as file:
+            n_bytes = (stop - start) * row_n_bytes
+            data = os.pread(file.fileno(), n_bytes, tensor.offset + start * row_n_bytes)
+        if len(data) != n_bytes:
+            raise GGUFError(f"`{source}` has become shorter", hint="run the command again")
+        return data
+
+    return OutputTensor(
+        info=TensorInfo(name=tensor.name, shape=tensor.shape, type=tensor.type),
+        read=_float_reader(tensor, read_raw),
+        read_raw=read_raw,
+    )
+
+
+def _float_reader(
+    tensor: GGUFTensor, read_raw: Callable[[int, int], bytes]
+) -> Callable[[int, int], NDArray[np.float32]]:
+    """Return a reader of rows widened to float32 that refuses NaN and infinity by name."""
+    row_length = tensor.shape[-1] if tensor.shape else 1
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        raw = read_raw(start, stop)
+        if tensor.type == "BF16":
+            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            dtype = "<f2" if tensor.type == "F16" else "<f4"
+            values = np.frombuffer(raw, dtype).astype(np.float32, copy=False)
+        # min and max carry NaN along: two passes without a temporary array.
+        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            raise QuantizationError(
+                f"tensor `{tensor.name}` holds NaN or infinity",
+                hint="the source's weights are broken: convert the checkpoint again",
+            )
+        return values.reshape(-1, row_length)
+
+    return read
