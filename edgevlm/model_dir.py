@@ -144,7 +144,15 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A GGUF file of a model directory, known to the manifest or found beside it."""
+    """A GGUF file of a model directory.
+
+    Attributes:
+        path: the file.
+        role: text model or projector.
+        level: of its manifest's entry, else of its own metadata; "unknown" where neither says.
+        mtime_ns: when it was last written.
+        known: the manifest describes it, and neither size nor mtime have changed since.
+    """
 
     path: Path
     role: Role
@@ -213,7 +221,7 @@ def _known_file(path: Path, entry: FileEntry) -> ModelFile:
         role=entry.role,
         level=entry.level,
         mtime_ns=status.st_mtime_ns,
-        known=status.st_mtime_ns == entry.mtime_ns or sha256_file(path) == entry.sha256,
+        known=status.st_mtime_ns == entry.mtime_ns,
     )
 
 

@@ -39,6 +39,7 @@ LEVELS = {
 }
 # The steps inside a level that the design allows.
 STEPS = {
+    ("edgevlm.files", "edgevlm.errors"),
     ("edgevlm.model_dir", "edgevlm.gguf_file"),
     ("edgevlm.model_dir", "edgevlm.ggml_types"),
     ("edgevlm.gguf_file", "edgevlm.gguf_value"),

@@ -259,7 +259,7 @@ def _made_with(projectors: tuple[ModelFile, ...], text: ModelFile) -> ModelFile:
 def _unknown_note(model: ModelDir, file: ModelFile) -> tuple[str, ...]:
     if model.manifest is None or file.known:
         return ()
-    return (f"`{file.path.name}` is not the file that its manifest describes",)
+    return (f"`{file.path.name}` was copied or changed after its manifest was written",)
 
 
 def _projector_named(path: Path) -> GGUFError:
