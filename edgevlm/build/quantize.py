@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm.build.convert import (
     MANIFEST_ALLOWANCE_BYTES,
@@ -29,6 +30,9 @@ from edgevlm.model_dir import (
     read_manifest,
 )
 from edgevlm.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from edgevlm.quantize.profile import QuantProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +78,7 @@ def plan_quantization(
         QuantizationError: no 16-bit file and no checkpoint; a quantized file is never a baseline.
         OutputExistsError: the text model exists at this level and `force` is not set.
     """
-    from edgevlm.quantize.encode import mmproj_encoder, text_encoder
     from edgevlm.quantize.profile import load_profile
-    from edgevlm.quantize.run import plan_quantize
 
     profile = load_profile(level)
     projector_level = (mmproj_level or profile.mmproj.type).upper()
@@ -84,17 +86,7 @@ def plan_quantization(
     name = _model_name(model, source)
     if source is None:
         return _plan_from_checkpoint(model, name, level, projector_level)
-    encoder = text_encoder(profile)
-    files = [
-        FilePlan(
-            name=file_name(name, "text", profile.name),
-            role="text",
-            level=profile.name,
-            profile=profile.name,
-            plan=plan_quantize(source, encoder),
-            encoder=encoder,
-        )
-    ]
+    files = [_text_plan(source, name, profile)]
     projector = mmproj or _path(model.baseline("mmproj"))
     kept: tuple[str, ...] = ()
     if projector is not None:
@@ -102,23 +94,43 @@ def plan_quantization(
         if (model.folder / target).exists() and not force:
             kept = (target,)
         else:
-            projector_encoder = mmproj_encoder(projector_level, profile=profile)
-            files.append(
-                FilePlan(
-                    name=target,
-                    role="mmproj",
-                    level=projector_level,
-                    profile=None,
-                    plan=plan_quantize(projector, projector_encoder),
-                    encoder=projector_encoder,
-                )
-            )
+            files.append(_mmproj_plan(projector, target, projector_level, profile))
     return QuantizePlan(
         folder=model.folder,
         files=tuple(files),
         kept=kept,
         checkpoint=None,
         sources=tuple(str(path) for path in (source, projector) if path),
+    )
+
+
+def _text_plan(source: Path, name: str, profile: QuantProfile) -> FilePlan:
+    from edgevlm.quantize.encode import text_encoder
+    from edgevlm.quantize.run import plan_quantize
+
+    encoder = text_encoder(profile)
+    return FilePlan(
+        name=file_name(name, "text", profile.name),
+        role="text",
+        level=profile.name,
+        profile=profile.name,
+        plan=plan_quantize(source, encoder),
+        encoder=encoder,
+    )
+
+
+def _mmproj_plan(source: Path, target: str, level: str, profile: QuantProfile) -> FilePlan:
+    from edgevlm.quantize.encode import mmproj_encoder
+    from edgevlm.quantize.run import plan_quantize
+
+    encoder = mmproj_encoder(level, profile=profile)
+    return FilePlan(
+        name=target,
+        role="mmproj",
+        level=encoder.level,
+        profile=None,
+        plan=plan_quantize(source, encoder),
+        encoder=encoder,
     )
 
 
