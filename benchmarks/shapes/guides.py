@@ -49,7 +49,7 @@ class Guides(nn.Module):
         """Return the mean cross-entropy of each guide for the forward pass just made."""
         visual = self._seen["visual"].float()
         found = {
-            name: cross_entropy(guide(visual), batch.under_tokens[:, i])
+            name: _present(guide(visual), batch.under_tokens[:, i])
             for i, (name, guide) in enumerate(
                 zip(("colour", "shape", "digit 1", "digit 2"), self.under_tokens, strict=True)
             )
@@ -63,3 +63,14 @@ class Guides(nn.Module):
                 for i, (axis, guide) in enumerate(zip(("row", "column"), guides, strict=True)):
                     found[f"{kind} {axis}"] = cross_entropy(guide(hidden), targets[:, 2 + i])
         return found
+
+
+def _present(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy where something is, and a fifth of that where nothing is.
+
+    Few visual tokens have a digit under them; a plain mean would hardly hear of those.
+    """
+    each = cross_entropy(logits, targets, reduction="none")
+    there = targets > 0
+    weights = torch.where(there, 1 / there.sum().clamp(min=1), 0.2 / (~there).sum().clamp(min=1))
+    return (each * weights).sum()

@@ -33,8 +33,8 @@ IGNORE = -100
 
 #: How often each kind is drawn, and what an answer token of it weighs in the loss.
 KIND_RATES = {
-    "relation": 7.0,
-    "count by kind": 3.0,
+    "relation": 3.0,
+    "count by kind": 6.0,
     "existence": 2.0,
     "position": 2.0,
     "colour": 1.0,
@@ -42,7 +42,7 @@ KIND_RATES = {
     "count": 1.0,
     CAPTION: 0.4,
 }
-KIND_WEIGHTS = {"relation": 2.0, "reading": 2.0, "count by kind": 1.5, CAPTION: 0.5}
+KIND_WEIGHTS = {"relation": 1.5, "reading": 3.0, "count by kind": 2.0, CAPTION: 0.5}
 
 
 @dataclass(kw_only=True)

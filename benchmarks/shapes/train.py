@@ -29,8 +29,8 @@ from scenes import CAPTION, KINDS, Question, ask, training_rng, validation_rng
 from torch.nn.functional import cross_entropy
 
 #: Pictures to train on: more of them crowded, more of them with a number, than is scored.
-TRAINING_MIXTURE = Mixture(counts=(1, 2, 2, 3, 3, 3, 4, 4), number_rate=0.6)
-GUIDE_WEIGHTS = {"digit 1": 0.4, "digit 2": 0.4, "mention row": 0.3, "mention column": 0.3}
+TRAINING_MIXTURE = Mixture(counts=(1, 2, 2, 3, 3, 3, 4, 4), number_rate=0.75)
+GUIDE_WEIGHTS = {"digit 1": 0.3, "digit 2": 0.3, "mention row": 0.3, "mention column": 0.3}
 GUIDE_WEIGHT = 0.15
 LOG_EVERY = 20
 VALIDATE_EVERY = 100
@@ -151,7 +151,7 @@ class Trainer:
         }
         torch.save(state, partial)
         os.replace(partial, out / "state.pt")
-        write_checkpoint(self.model, self.tokenizer, self.arguments.source, out / "checkpoint")
+        write_checkpoint(self.model, self.arguments.source, out / "checkpoint")
 
     def resume(self, path: Path, *, keep_clock: bool) -> None:
         """Go on from a saved state; without `keep_clock` the schedule begins again."""
@@ -175,15 +175,18 @@ class Trainer:
         """Train until the end of the schedule or a signal, then save."""
         self.model.train()
         sums: collections.Counter[str] = collections.Counter()
+        summed = 0
         while self.progress() < 1 and not self.stopping:
             began = time.perf_counter()
             sums.update(self.train_step())
             self.step += 1
+            summed += 1
             self.seconds += time.perf_counter() - began
             if self.step % LOG_EVERY == 0:
-                mean = {name: round(value / LOG_EVERY, 4) for name, value in sums.items()}
+                mean = {name: round(value / summed, 4) for name, value in sums.items()}
                 self.log({"lr": self.learning_rate(), "loss": mean})
                 sums.clear()
+                summed = 0
             if self.step % VALIDATE_EVERY == 0:
                 began = time.perf_counter()
                 accuracy = {kind: round(value, 4) for kind, value in self.validate().items()}
@@ -195,20 +198,26 @@ class Trainer:
         self.log({"accuracy": self.validate(), "end": True})
 
 
-def write_checkpoint(model: Any, tokenizer: Any, source: Path, folder: Path) -> None:
-    """Write a bfloat16 checkpoint under `folder`, each file complete or not at all."""
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
-    model.save_pretrained(partial, state_dict=weights)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copy(source / "generation_config.json", partial / "generation_config.json")
+def write_checkpoint(model: Any, source: Path, folder: Path) -> None:
+    """Write a bfloat16 checkpoint under `folder`, each file complete or not at all.
+
+    Everything but the weights is the source's. The output matrix is the embedding (tied), so it
+    is left out, as the source leaves it out.
+    """
+    from safetensors.torch import save_file
+
     folder.mkdir(exist_ok=True)
-    for file in partial.iterdir():
-        os.replace(file, folder / file.name)
-    partial.rmdir()
+    for file in source.iterdir():
+        if file.name != "model.safetensors":
+            shutil.copyfile(file, folder / file.name)
+    weights = {
+        name: value.detach().cpu().to(torch.bfloat16)
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    partial = folder / "model.safetensors.part"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / "model.safetensors")
 
 
 def main() -> None:
