@@ -1,0 +1,216 @@
+"""checkpoint -> plan -> two GGUF files: the text model and its projector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from edgevlm.errors import CheckpointError
+from edgevlm.progress import SILENT, Progress
+from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
+from edgevlm_convert.config import Section
+from edgevlm_convert.encoder import TensorEncoder, TensorInfo
+from edgevlm_convert.families import find_family, find_text_model
+from edgevlm_convert.family import Part
+from edgevlm_convert.general import general_metadata
+from edgevlm_convert.metadata import Value, u32
+from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
+from edgevlm_convert.tokenizer import vocabulary
+from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
+
+OuttypeOption = Literal["auto", "f16", "bf16", "f32"]
+# `general.file_type` (llama.h, `llama_ftype`) and the version of the block formats (ggml.h).
+_FILE_TYPES: Mapping[Outtype, int] = {"F32": 0, "F16": 1, "BF16": 32}
+_QUANTIZATION_VERSION = 2
+_OUTTYPES: Mapping[OuttypeOption, Outtype] = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionPlan:
+    """All that will be written, before the first byte is.
+
+    Attributes:
+        name: of the model, `general.name`.
+        family: name of the VLM family.
+        outtype: float type of the text model's matrices: "F32", "F16" or "BF16".
+        mmproj_outtype: the same for the projector.
+        text: the text model's file.
+        mmproj: the projector's file.
+        ledger: what becomes of every source tensor.
+    """
+
+    name: str
+    family: str
+    outtype: Outtype
+    mmproj_outtype: Outtype
+    text: GGUFPlan
+    mmproj: GGUFPlan
+    ledger: Ledger
+
+    @property
+    def n_bytes(self) -> int:
+        """Exact size of both files together."""
+        return self.text.n_bytes + self.mmproj.n_bytes
+
+
+def plan_conversion(
+    checkpoint: Path,
+    *,
+    name: str | None = None,
+    outtype: OuttypeOption = "auto",
+    text_encoder: TensorEncoder | None = None,
+    mmproj_encoder: TensorEncoder | None = None,
+) -> ConversionPlan:
+    """Read headers, config and tokenizer of a checkpoint and plan both files.
+
+    Args:
+        checkpoint: folder with config.json and safetensors.
+        name: `general.name`; None: the folder's name.
+        outtype: "auto" keeps the 16-bit type of each file's first matrix that has one, and makes
+            F16 of a float32 checkpoint (as llama.cpp's converter does).
+        text_encoder: quantizes the text model in the same pass.
+        mmproj_encoder: quantizes the projector in the same pass.
+
+    Raises:
+        SourceNotFoundError: the path does not exist.
+        CheckpointError: the checkpoint is broken, hostile or incomplete.
+        UnsupportedArchitectureError: no family claims it.
+        ConversionError: a tensor or token that cannot be carried over.
+    """
+    source = open_checkpoint(checkpoint)
+    family = find_family(source.config)
+    text_model = find_text_model(family, source.config)
+    name = name or source.folder.resolve().name
+    text = text_model.build(source.config, family.text_prefix)
+    mmproj = family.projector.build(source.config, _preprocessor(source), family.vision_prefix)
+    outputs, ledger = map_tensors(source.tensors, {"text": text.rules, "mmproj": mmproj.rules})
+    text_outtype = _resolve(outtype, outputs["text"], source)
+    mmproj_outtype = _resolve(outtype, outputs["mmproj"], source)
+    tokens = vocabulary(
+        source,
+        n_rows=text_model.n_vocab(source.config),
+        runtime_tokens=family.runtime_tokens,
+    )
+    opening = partial(general_metadata, source, name=name)
+    return ConversionPlan(
+        name=name,
+        family=family.name,
+        outtype=text_outtype,
+        mmproj_outtype=mmproj_outtype,
+        text=_plan_file(
+            opening(architecture=text_model.name, kind="model", tensors=outputs["text"]),
+            text,
+            tokens,
+            [_output(mapped, text_outtype) for mapped in outputs["text"]],
+            text_outtype,
+            text_encoder,
+        ),
+        mmproj=_plan_file(
+            opening(architecture="clip", kind="mmproj", tensors=outputs["mmproj"]),
+            mmproj,
+            {},
+            [_output(mapped, mmproj_outtype) for mapped in outputs["mmproj"]],
+            mmproj_outtype,
+            mmproj_encoder,
+        ),
+        ledger=ledger,
+    )
+
+
+def _plan_file(
+    opening: Mapping[str, Value],
+    part: Part,
+    closing: Mapping[str, Value],
+    tensors: Sequence[OutputTensor],
+    outtype: Outtype,
+    encoder: TensorEncoder | None,
+) -> GGUFPlan:
+    """Plan one file, its keys in the order in which llama.cpp's converter writes them."""
+    metadata = {
+        **opening,
+        **part.metadata,
+        "general.file_type": u32(_FILE_TYPES[outtype]),
+        **part.late_metadata,
+        "general.quantization_version": u32(_QUANTIZATION_VERSION),
+        **closing,
+    }
+    return plan_gguf(metadata=metadata, tensors=tensors, encoder=encoder)
+
+
+def convert_checkpoint(
+    plan: ConversionPlan,
+    *,
+    text_path: Path,
+    mmproj_path: Path,
+    text_encoder: TensorEncoder | None = None,
+    mmproj_encoder: TensorEncoder | None = None,
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Write both planned files; the encoders are those that the plan was made with.
+
+    Raises:
+        CheckpointError: a shard became shorter meanwhile.
+        ConversionError: a NaN, an Inf or an overflow; it names the tensor.
+    """
+    write_gguf(
+        plan.text,
+        text_path,
+        encoder=text_encoder,
+        n_threads=n_threads,
+        progress=progress,
+        label="Writing the text model",
+    )
+    write_gguf(
+        plan.mmproj,
+        mmproj_path,
+        encoder=mmproj_encoder,
+        n_threads=n_threads,
+        progress=progress,
+        label="Writing the projector",
+    )
+
+
+def _resolve(option: OuttypeOption, tensors: Sequence[Mapped], source: Checkpoint) -> Outtype:
+    """Return the float type that an `--outtype` means for one file."""
+    if option != "auto":
+        return _OUTTYPES[option]
+    for mapped in tensors:
+        tensor = source.tensors[mapped.sources[0]]
+        if len(tensor.shape) > 1 and tensor.dtype == "BF16":
+            return "BF16"
+        if len(tensor.shape) > 1 and tensor.dtype == "F16":
+            return "F16"
+    return "F16"
+
+
+def _output(mapped: Mapped, outtype: Outtype) -> OutputTensor:
+    """Return a tensor ready to be written; its bits are copied when no value changes."""
+    stored = mapped.stored_type(outtype)
+    bits = mapped.read_bits if mapped.dtype == stored else None
+    return OutputTensor(
+        info=TensorInfo(name=mapped.name, shape=mapped.shape, type=stored),
+        read=mapped.read,
+        read_raw=None if bits is None else lambda start, stop: bits(start, stop).tobytes(),
+    )
+
+
+def _preprocessor(source: Checkpoint) -> Section:
+    """Return the image settings: processor_config.json's, else preprocessor_config.json's.
+
+    Raises:
+        CheckpointError: the folder has neither.
+    """
+    processor = source.optional_json("processor_config.json")
+    if processor is not None and processor.has("image_processor"):
+        return processor.section("image_processor")
+    preprocessor = source.optional_json("preprocessor_config.json")
+    if preprocessor is None:
+        raise CheckpointError(
+            f"`{source.folder}` has no preprocessor_config.json",
+            hint="download the checkpoint again: image mean and deviation are in that file",
+        )
+    return preprocessor

@@ -1,0 +1,1 @@
+"""One file per text architecture: tensor names, shapes, metadata."""
