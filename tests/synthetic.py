@@ -1,0 +1,438 @@
+"""Random tiny Qwen3-VL checkpoints, written with numpy alone.
+
+    write_checkpoint(folder)                              # 2 text layers, 3 vision layers, BF16
+    write_checkpoint(folder, text={"hidden_size": 960}, seed=3, dtype="F32", shards=3, tied=True)
+
+Weights come from the raw stream of PCG64, which NumPy promises never to change (NEP 19), turned
+into nearly normal numbers by integer sums: the same seed gives the same bytes on every machine.
+Norms and biases are away from 1 and 0, heads x head_dim differs from hidden, the vocabulary is
+padded, and deepstack layers stand out of order, so that a wrong transform shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Config = dict[str, Any]
+Shape = tuple[int, ...]
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+USER_TOKENS = ("<tool_call>",)
+QWEN2_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_MERGES = (
+    "t h", "th e", "Ġ the", "i n", "a n", "Ġ a", "o n", "r e", "Ġ i", "i s", "Ġi s", "c o", "l o",
+    "co lo", "colo r", "Ġ w", "h a", "ha t", "Ġw hat", "i r", "ir c", "irc l", "e r",
+)  # fmt: skip
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def tiny_config(
+    *,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    tied: bool = False,
+    n_tokens: int = 300,
+) -> Config:
+    """Return a small Qwen3-VL config.json; `text` and `vision` replace keys of its sections."""
+    text_config: Config = {
+        "attention_bias": False,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "max_position_embeddings": 2048,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [6, 5, 5],
+            "rope_theta": 10000.0,
+            "rope_type": "default",
+        },
+        "vocab_size": n_tokens + 20,
+        **(text or {}),
+    }
+    vision_config: Config = {
+        "deepstack_visual_indexes": [2, 0],
+        "depth": 3,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 32,
+        "in_channels": 3,
+        "intermediate_size": 48,
+        "model_type": "qwen3_vl_vision",
+        "num_heads": 2,
+        "num_position_embeddings": 36,
+        "out_hidden_size": text_config["hidden_size"],
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        **(vision or {}),
+    }
+    first = n_tokens - len(SPECIAL_TOKENS) - len(USER_TOKENS)
+    ids = {token: first + number for number, token in enumerate(SPECIAL_TOKENS)}
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "image_token_id": ids["<|image_pad|>"],
+        "model_type": "qwen3_vl",
+        "text_config": text_config,
+        "tie_word_embeddings": tied,
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": vision_config,
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+    }
+
+
+def tensor_shapes(config: Config) -> dict[str, Shape]:
+    """Return every tensor that transformers saves for a config, by name, and its shape."""
+    text, vision = cast(Config, config["text_config"]), cast(Config, config["vision_config"])
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    n_query = text["num_attention_heads"] * text["head_dim"]
+    n_key = text["num_key_value_heads"] * text["head_dim"]
+    shapes: dict[str, Shape] = {
+        "model.language_model.embed_tokens.weight": (text["vocab_size"], hidden),
+        "model.language_model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (text["vocab_size"], hidden)
+    for layer in range(text["num_hidden_layers"]):
+        prefix = f"model.language_model.layers.{layer}."
+        shapes |= {
+            f"{prefix}input_layernorm.weight": (hidden,),
+            f"{prefix}post_attention_layernorm.weight": (hidden,),
+            f"{prefix}self_attn.q_norm.weight": (text["head_dim"],),
+            f"{prefix}self_attn.k_norm.weight": (text["head_dim"],),
+            f"{prefix}self_attn.q_proj.weight": (n_query, hidden),
+            f"{prefix}self_attn.k_proj.weight": (n_key, hidden),
+            f"{prefix}self_attn.v_proj.weight": (n_key, hidden),
+            f"{prefix}self_attn.o_proj.weight": (hidden, n_query),
+            f"{prefix}mlp.gate_proj.weight": (inner, hidden),
+            f"{prefix}mlp.up_proj.weight": (inner, hidden),
+            f"{prefix}mlp.down_proj.weight": (hidden, inner),
+        }
+    return shapes | _vision_shapes(vision)
+
+
+def _vision_shapes(vision: Config) -> dict[str, Shape]:
+    hidden, inner, out = (
+        vision[key] for key in ("hidden_size", "intermediate_size", "out_hidden_size")
+    )
+    patch = (vision["patch_size"], vision["patch_size"])
+    shapes: dict[str, Shape] = {
+        "model.visual.patch_embed.proj.weight": (hidden, 3, 2, *patch),
+        "model.visual.patch_embed.proj.bias": (hidden,),
+        "model.visual.pos_embed.weight": (vision["num_position_embeddings"], hidden),
+    }
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+
+    for block in range(vision["depth"]):
+        prefix = f"model.visual.blocks.{block}."
+        layer(f"{prefix}norm1", hidden)
+        layer(f"{prefix}norm2", hidden)
+        layer(f"{prefix}attn.qkv", 3 * hidden, hidden)
+        layer(f"{prefix}attn.proj", hidden, hidden)
+        layer(f"{prefix}mlp.linear_fc1", inner, hidden)
+        layer(f"{prefix}mlp.linear_fc2", hidden, inner)
+    mergers = [("model.visual.merger.", hidden)]
+    for number in range(len(vision["deepstack_visual_indexes"])):
+        mergers.append((f"model.visual.deepstack_merger_list.{number}.", 4 * hidden))
+    for prefix, n_norm in mergers:
+        layer(f"{prefix}norm", n_norm)
+        layer(f"{prefix}linear_fc1", 4 * hidden, 4 * hidden)
+        layer(f"{prefix}linear_fc2", out, 4 * hidden)
+    return shapes
+
+
+def draw(name: str, shape: Shape, *, seed: int) -> NDArray[np.float32]:
+    """Return the values of one tensor; they depend on nothing but its name, shape and the seed."""
+    n_values = math.prod(shape)
+    stream = np.random.PCG64([seed, zlib.crc32(name.encode())])
+    raw = stream.random_raw(n_values).view("<u2").reshape(n_values, 4)
+    # The sum of four uniform numbers: mean 2 x 65535, deviation 65536 / sqrt(3).
+    normal = (raw.sum(axis=1, dtype=np.int64) - 2 * 65535).astype(np.float64) / 37837.0
+    if name.endswith(".weight") and len(shape) == 1:
+        values = 1.0 + 0.3 * normal
+    elif name.endswith(".bias"):
+        values = 0.2 * normal
+    elif "pos_embed" in name or "embed_tokens" in name:
+        values = normal
+    else:
+        fan_in = math.prod(shape[1:])
+        values = normal * _gain(name) / math.sqrt(fan_in)
+    return values.astype(np.float32).reshape(shape)
+
+
+def _gain(name: str) -> float:
+    """Return how much a matrix amplifies: the image must be heard in the answer."""
+    if name == "lm_head.weight":
+        return 2.0
+    if "linear_fc2" in name and "merger" in name:
+        return 4.0
+    return 1.0
+
+
+def encode(values: NDArray[np.float32], dtype: str) -> bytes:
+    """Return values as "F32", "F16" or "BF16" bytes, rounded to nearest even."""
+    if dtype == "F32":
+        return values.astype("<f4").tobytes()
+    if dtype == "F16":
+        return values.astype("<f2").tobytes()
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + ((bits >> 16) & 1) + np.uint32(0x7FFF)) >> 16).astype("<u2").tobytes()
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Shape, bytes]]) -> None:
+    """Write tensors given as (dtype, shape, bytes) by name."""
+    header: Config = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + len(raw)],
+        }
+        offset += len(raw)
+    with path.open("wb") as file:
+        text = json.dumps(header).encode()
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, _, raw in tensors.values():
+            file.write(raw)
+
+
+def write_weights(folder: Path, config: Config, *, seed: int, dtype: str, shards: int) -> None:
+    """Draw and write all tensors, into one file or into shards with an index."""
+    shapes = tensor_shapes(config)
+    names = list(shapes)
+    weight_map: dict[str, str] = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        if shards == 1:
+            file = "model.safetensors"
+        part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        weight_map |= {name: file for name in part}
+        write_safetensors(
+            folder / file,
+            {
+                name: (dtype, shapes[name], encode(draw(name, shapes[name], seed=seed), dtype))
+                for name in part
+            },
+        )
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def byte_letters() -> list[str]:
+    """Return the letters that byte-level BPE writes for the bytes 0 to 255 (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
+
+
+def _merges(n_merges: int) -> Iterator[tuple[str, str]]:
+    """Yield merges of known tokens whose results are all different."""
+    known = set(byte_letters())
+    made: list[str] = []
+    for merge in _MERGES[:n_merges]:
+        left, right = merge.split(" ")
+        known.add(left + right)
+        made.append(left + right)
+        yield left, right
+    letters = [letter for letter in byte_letters() if letter.isalpha() and letter.isascii()]
+    bases = iter([*letters])
+    n_left = n_merges - len(made)
+    queue: list[str] = []
+    while n_left > 0:
+        base = next(bases, None) or queue.pop(0)
+        for letter in letters:
+            if n_left > 0 and base + letter not in known:
+                known.add(base + letter)
+                queue.append(base + letter)
+                n_left -= 1
+                yield base, letter
+
+
+def tokenizer_json(n_tokens: int = 300) -> Config:
+    """Return tokenizer.json as Qwen's: bytes, merges, then special tokens outside of the model."""
+    letters = byte_letters()
+    added = [*SPECIAL_TOKENS, *USER_TOKENS]
+    merges = list(_merges(n_tokens - len(letters) - len(added)))
+    vocabulary = [*letters, *(left + right for left, right in merges)]
+    byte_level: Config = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": len(vocabulary) + number,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": token in SPECIAL_TOKENS,
+            }
+            for number, token in enumerate(added)
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": QWEN2_REGEX},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {**byte_level, "use_regex": False},
+            ],
+        },
+        "post_processor": {**byte_level, "use_regex": False},
+        "decoder": {**byte_level, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: number for number, token in enumerate(vocabulary)},
+            "merges": [list(merge) for merge in merges],
+        },
+    }
+
+
+def write_tokenizer(folder: Path, *, n_tokens: int = 300) -> None:
+    """Write the tokenizer's files for a vocabulary of `n_tokens` (264 at least)."""
+    tokenizer = tokenizer_json(n_tokens)
+    write_json(folder / "tokenizer.json", tokenizer)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": {
+                str(token["id"]): {key: token[key] for key in token if key != "id"}
+                for token in cast(list[Config], tokenizer["added_tokens"])
+            },
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<|im_end|>",
+            "model_max_length": 2048,
+            "pad_token": "<|endoftext|>",
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+        },
+    )
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    tied: bool = False,
+    n_tokens: int = 300,
+    seed: int = 1,
+    dtype: str = "BF16",
+    shards: int = 1,
+) -> Config:
+    """Write a whole checkpoint into `folder` (created) and return its config.
+
+    Args:
+        folder: where.
+        text: keys of text_config to replace; `vocab_size` is n_tokens + 20 unless given.
+        vision: keys of vision_config to replace.
+        tied: no lm_head.
+        n_tokens: size of the vocabulary, 264 at least.
+        seed: of the weights.
+        dtype: of all tensors: "BF16", "F16" or "F32".
+        shards: number of safetensors files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(text=text, vision=vision, tied=tied, n_tokens=n_tokens)
+    write_json(folder / "config.json", config)
+    write_tokenizer(folder, n_tokens=n_tokens)
+    patch = config["vision_config"]["patch_size"]
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_mean": [0.5, 0.45, 0.4],
+            "image_std": [0.5, 0.25, 0.3],
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "merge_size": 2,
+            "patch_size": patch,
+            "temporal_patch_size": 2,
+            "processor_class": "Qwen3VLProcessor",
+            # The runtime's bounds: 8 to 4096 visual tokens of 2 x 2 patches.
+            "size": {
+                "shortest_edge": 8 * (2 * patch) ** 2,
+                "longest_edge": 4096 * (2 * patch) ** 2,
+            },
+        },
+    )
+    write_json(
+        folder / "generation_config.json",
+        {
+            "do_sample": True,
+            "repetition_penalty": 1.0,
+            "temperature": 0.7,
+            "top_k": 20,
+            "top_p": 0.8,
+        },
+    )
+    write_weights(folder, config, seed=seed, dtype=dtype, shards=shards)
+    return config
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file as UTF-8."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def folder_digest(folder: Path) -> str:
+    """Return one hash over the names and bytes of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
