@@ -20,6 +20,8 @@ from edgevlm.native.library import load_library
 
 _MAX_TYPES = 256
 _FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
+# The largest F16: blocks keep their scales in it. Beyond, kernels write infinities, and some abort.
+_MAX_MAGNITUDE = 65504.0
 # Types of `ggml_quantize_chunk` with no case for them: it aborts. They hold activations or indices.
 _NOT_FOR_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 
@@ -155,7 +157,7 @@ def quantize_rows(
 
     Raises:
         QuantizationError: blocks do not divide the row, an array has the wrong form, a value is not
-            finite, or the type needs an imatrix that was not given.
+            finite or beyond 65504, or the type needs an imatrix that was not given.
     """
     _check_rows(rows, type)
     _check_imatrix(imatrix, type, rows.shape[1])
@@ -180,14 +182,14 @@ def _check_rows(rows: NDArray[np.float32], type: str) -> None:
         raise QuantizationError(
             f"rows must be a contiguous float32 matrix, got {rows.dtype} of shape {rows.shape}"
         )
+    if type in _FLOAT_TYPES or not rows.size:
+        return
     # min and max carry NaN along: two passes without a temporary array.
-    if (
-        type not in _FLOAT_TYPES
-        and rows.size
-        and not (np.isfinite(rows.min()) and np.isfinite(rows.max()))
-    ):
+    least, most = float(rows.min()), float(rows.max())
+    if not (least >= -_MAX_MAGNITUDE and most <= _MAX_MAGNITUDE):
         raise QuantizationError(
-            f"NaN or infinity cannot be stored as {type}", hint="the checkpoint's weights are broken"
+            f"values from {least:g} to {most:g} cannot be stored as {type}",
+            hint="the weights are broken, or this tensor must stay F32 or BF16",
         )
 
 
@@ -214,4 +216,3 @@ def _check_imatrix(imatrix: NDArray[np.float32] | None, type: str, n_per_row: in
             "the importance matrix holds negative or non-finite values",
             hint="make it again with `edgevlm calibrate`",
         )
-

@@ -110,7 +110,7 @@ def check_version(version: str) -> None:
     message but a crash, so it is refused before the first call.
     """
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
-    if not MIN_VERSION <= numbers or not numbers < BELOW_VERSION:
+    if numbers < MIN_VERSION or numbers >= BELOW_VERSION:
         raise ModelLoadError(
             f"llama-cpp-python {version} is installed, edgevlm works with >=0.3.36,<0.4",
             hint=_INSTALL_HINT,

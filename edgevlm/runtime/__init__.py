@@ -1,0 +1,1 @@
+"""One loaded vision-language model: images and prompts in, answers and logits out."""

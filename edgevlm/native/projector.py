@@ -1,0 +1,269 @@
+"""libmtmd: a projector (mmproj) that turns images into embeddings for its text model.
+
+Structures and functions: mtmd.h of llama-cpp-python 0.3.36. An image's place in the prompt (how
+many tokens, which positions) comes from a bitmap without pixels, which costs nothing; its
+embeddings are a function of its pixels alone, so they can be made, timed and kept apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import ImageError, ModelLoadError
+from edgevlm.native.devices import offload_handles
+from edgevlm.native.handle import owned
+from edgevlm.native.library import because, complaints, load_library
+from edgevlm.native.text_model import TextModel
+
+_TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """Text of a prompt.
+
+    Attributes:
+        text: as it stands.
+        parse_special: whether control tokens written out in it become those tokens.
+    """
+
+    text: str
+    parse_special: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitmapPart:
+    """An image of a prompt: its size, and its pixels when it shall be encoded.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        pixels: RGB uint8 [height, width, 3], or None for a placeholder that is only counted.
+    """
+
+    width: int
+    height: int
+    pixels: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextChunk:
+    """Tokens of a prompt.
+
+    Attributes:
+        tokens: token ids.
+    """
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageChunk:
+    """One encode of an image: all of it, or one tile.
+
+    Attributes:
+        n_tokens: visual tokens, one row of embeddings each.
+        n_positions_used: how far the next text position moves.
+        positions: [n_positions, n_tokens] int32, relative to the first token's position.
+        causal: whether its tokens only see those before them.
+    """
+
+    n_tokens: int
+    n_positions_used: int
+    positions: NDArray[np.int32]
+    causal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage:
+    """An image as its text model sees it.
+
+    Attributes:
+        tiles: embeddings per encode, each [n_tokens, n_embd_inp] float32.
+        preprocess_ms: resizing, cutting and normalising.
+        encode_ms: vision tower and projector.
+    """
+
+    tiles: tuple[NDArray[np.float32], ...]
+    preprocess_ms: float
+    encode_ms: float
+
+
+class Projector:
+    """An open mmproj. Made by `open_projector`."""
+
+    def __init__(self, handle: int, model: TextModel) -> None:
+        self._c: Any = load_library().mtmd
+        self._handle = handle
+        self._model = model
+
+    def tokenize(
+        self, parts: Sequence[TextPart | BitmapPart], *, add_special: bool = False
+    ) -> list[TextChunk | ImageChunk]:
+        """Lay out a prompt: token ids of its text, places and sizes of its images.
+
+        Args:
+            parts: texts and bitmaps in order; pixels are not looked at.
+            add_special: add BOS and EOS where the vocabulary asks for them.
+
+        Raises:
+            ImageError: an image that the projector cannot take.
+        """
+        blank = [
+            part if isinstance(part, TextPart) else BitmapPart(width=part.width, height=part.height)
+            for part in parts
+        ]
+        with self._chunks(blank, add_special) as chunks:
+            return [self._read_chunk(chunk) for chunk in chunks]
+
+    def encode(self, pixels: NDArray[np.uint8]) -> EncodedImage:
+        """Turn one image, RGB uint8 [height, width, 3], into embeddings.
+
+        Raises:
+            ImageError: libmtmd cannot take the image.
+        """
+        height, width, _ = pixels.shape
+        part = BitmapPart(width=width, height=height, pixels=pixels)
+        started = time.perf_counter()
+        with self._chunks([part], False) as chunks:
+            preprocess_ms = (time.perf_counter() - started) * 1e3
+            started = time.perf_counter()
+            tiles = tuple(
+                self._encode_chunk(chunk)
+                for chunk in chunks
+                if self._c.mtmd_input_chunk_get_type(chunk) == _IMAGE
+            )
+            encode_ms = (time.perf_counter() - started) * 1e3
+        return EncodedImage(tiles=tiles, preprocess_ms=preprocess_ms, encode_ms=encode_ms)
+
+    @contextmanager
+    def _chunks(
+        self, parts: Sequence[TextPart | BitmapPart], add_special: bool
+    ) -> Generator[list[int]]:
+        c = self._c
+        with ExitStack() as stack:
+            keep: list[Any] = []  # what the C structures point to
+            native = [self._native_part(part, stack, keep) for part in parts]
+            pointer_type: Any = ctypes.POINTER(c.mtmd_input_part)
+            pointers = (pointer_type * len(native))(*map(ctypes.pointer, native))
+            output = stack.enter_context(
+                owned(c.mtmd_input_chunks_init(), c.mtmd_input_chunks_free, error=_out_of_memory)
+            )
+            with complaints() as lines:
+                status = c.mtmd_tokenize_from_parts(
+                    self._handle, output, pointers, len(native), add_special
+                )
+            if status:
+                raise ImageError(
+                    f"the projector cannot take this image (status {status}){because(lines)}",
+                    hint="try another size or format",
+                )
+            n_chunks = c.mtmd_input_chunks_size(output)
+            yield [c.mtmd_input_chunks_get(output, index) for index in range(n_chunks)]
+
+    def _native_part(self, part: TextPart | BitmapPart, stack: ExitStack, keep: list[Any]) -> Any:
+        c = self._c
+        native = c.mtmd_input_part()
+        if isinstance(part, TextPart):
+            data = part.text.encode("utf-8", "replace")
+            text = c.mtmd_input_text(
+                text=data, text_len=len(data), add_special=False, parse_special=part.parse_special
+            )
+            keep += [data, text]
+            native.text = ctypes.pointer(text)
+            return native
+        data = None
+        if part.pixels is not None:
+            pixels = np.ascontiguousarray(part.pixels, dtype=np.uint8)
+            if pixels.shape != (part.height, part.width, 3):
+                raise ValueError(f"pixels of shape {pixels.shape}, want [height, width, 3]")
+            keep.append(pixels)
+            data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        bitmap = c.mtmd_bitmap_init(part.width, part.height, data)
+        native.bitmap = stack.enter_context(owned(bitmap, c.mtmd_bitmap_free, error=_out_of_memory))
+        return native
+
+    def _read_chunk(self, chunk: int) -> TextChunk | ImageChunk:
+        c = self._c
+        kind = c.mtmd_input_chunk_get_type(chunk)
+        if kind == _TEXT:
+            n_tokens = ctypes.c_size_t()
+            tokens = c.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(n_tokens))
+            return TextChunk(tokens=tuple(tokens[: n_tokens.value]))
+        n_tokens = int(c.mtmd_input_chunk_get_n_tokens(chunk))
+        return ImageChunk(
+            n_tokens=n_tokens,
+            n_positions_used=int(c.mtmd_input_chunk_get_n_pos(chunk)),
+            positions=self._positions(chunk, n_tokens),
+            causal=not c.mtmd_decode_use_non_causal(self._handle, chunk),
+        )
+
+    def _positions(self, chunk: int, n_tokens: int) -> NDArray[np.int32]:
+        if self._model.n_positions == 1:
+            return np.arange(n_tokens, dtype=np.int32)[None]
+        c = self._c
+        image = c.mtmd_input_chunk_get_tokens_image(chunk)
+        found = [c.mtmd_image_tokens_get_decoder_pos(image, 0, index) for index in range(n_tokens)]
+        # The order of llama.cpp's sections: time, row, column, and one that is not used.
+        return np.array([[p.t, p.y, p.x, p.z] for p in found], dtype=np.int32).T.copy()
+
+    def _encode_chunk(self, chunk: int) -> NDArray[np.float32]:
+        c = self._c
+        with complaints() as lines:
+            status = c.mtmd_encode_chunk(self._handle, chunk)
+        if status:
+            raise ImageError(f"llama.cpp failed to encode the image{because(lines)}")
+        shape = (int(c.mtmd_input_chunk_get_n_tokens(chunk)), self._model.n_embd_inp)
+        return np.ctypeslib.as_array(c.mtmd_get_output_embd(self._handle), shape=shape).copy()
+
+
+def _out_of_memory() -> ModelLoadError:
+    return ModelLoadError("there is no memory for the image", hint="use a smaller image")
+
+
+@contextmanager
+def open_projector(
+    path: Path,
+    model: TextModel,
+    *,
+    n_threads: int,
+    device: str = "auto",
+    flash_attention: Literal["auto", "on", "off"] = "auto",
+) -> Generator[Projector]:
+    """Open the mmproj at `path`, whose header the caller has checked, for `model`.
+
+    Raises:
+        ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
+    """
+    c: Any = load_library().mtmd
+    params = c.mtmd_context_params_default()
+    handles = offload_handles(device)
+    params.use_gpu = handles is None or bool(handles)
+    if handles:
+        params.device = handles[0]
+    params.n_threads = n_threads
+    params.print_timings = False
+    # A warm-up would encode a picture of the largest size first: seconds on a small machine.
+    params.warmup = False
+    params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
+    with complaints() as lines:
+        handle = c.mtmd_init_from_file(str(path).encode(), model.handle, params)
+
+    def error() -> ModelLoadError:
+        return ModelLoadError(
+            f"llama.cpp cannot load the projector `{path}`{because(lines)}",
+            hint="use the mmproj that was converted with this model",
+        )
+
+    with owned(handle, c.mtmd_free, error=error) as context:
+        yield Projector(context, model)

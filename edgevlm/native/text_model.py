@@ -1,0 +1,302 @@
+"""A text model and its context: tokens or embeddings in, float32 logits out.
+
+Structures and functions: llama.h of llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import ModelLoadError
+from edgevlm.native import ggml
+from edgevlm.native.devices import offload_handles
+from edgevlm.native.handle import owned
+from edgevlm.native.library import because, complaints, load_library
+
+_ROPE_WITH_SECTIONS = (8, 40)  # LLAMA_ROPE_TYPE_MROPE, LLAMA_ROPE_TYPE_IMROPE
+_N_POSITIONS_MROPE = 4
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a text model is loaded.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "metal" or "vulkan".
+        n_gpu_layers: layers on the GPU; None for all that fit where there is one.
+    """
+
+    device: str = "auto"
+    n_gpu_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions:
+    """What a context holds.
+
+    Attributes:
+        n_ctx: tokens that fit, prompt and answer together.
+        n_batch: most tokens per decode.
+        n_outputs: most positions per decode whose logits are kept. The compute buffer grows by
+            n_outputs x n_vocab x 4 bytes: 300 MB for 512 of a vocabulary of 150,000.
+        n_threads: of the CPU.
+        kv_type: tensor type of the KV cache, "F16" or "F32".
+        flash_attention: "auto" asks the device.
+    """
+
+    n_ctx: int
+    n_batch: int = 512
+    n_outputs: int = 16
+    n_threads: int
+    kv_type: Literal["F16", "F32"] = "F16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+
+
+class TextModel:
+    """A loaded text model with its vocabulary. Made by `open_text_model`."""
+
+    def __init__(self, handle: int) -> None:
+        self._c: Any = load_library().llama
+        self.handle = handle
+        self._vocab = self._c.llama_model_get_vocab(handle)
+        self.n_vocab: int = self._c.llama_vocab_n_tokens(self._vocab)
+        self.n_embd_inp: int = self._c.llama_model_n_embd_inp(handle)
+        self.n_ctx_train: int = self._c.llama_model_n_ctx_train(handle)
+        # Image tokens of M-RoPE models carry (time, row, column, 0) instead of one position.
+        self.n_positions: int = (
+            _N_POSITIONS_MROPE
+            if self._c.llama_model_rope_type(handle) in _ROPE_WITH_SECTIONS
+            else 1
+        )
+        self.adds_bos: bool = self._c.llama_vocab_get_add_bos(self._vocab)
+        self.bos: int | None = self._token_or_none(self._c.llama_vocab_bos(self._vocab))
+
+    @staticmethod
+    def _token_or_none(token: int) -> int | None:
+        return token if token >= 0 else None
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        """Return the token ids of `text`, nothing added before or after.
+
+        Args:
+            text: any text; lone surrogates are replaced.
+            parse_special: whether control tokens written out in `text` become those tokens.
+        """
+        data = text.encode("utf-8", "replace")
+        n_room = len(data) + 8
+        for _ in range(2):
+            ids = (ctypes.c_int32 * n_room)()
+            n_tokens = self._c.llama_tokenize(
+                self._vocab, data, len(data), ids, n_room, False, parse_special
+            )
+            if n_tokens >= 0:
+                return ids[:n_tokens]
+            n_room = -n_tokens
+        raise ModelLoadError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes that `token` stands for: a piece of UTF-8, perhaps not a whole one.
+
+        Args:
+            token: token id.
+            special: whether control tokens are written out; else they are empty.
+        """
+        n_room = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(n_room)
+            n_bytes = self._c.llama_token_to_piece(self._vocab, token, buffer, n_room, 0, special)
+            if n_bytes >= 0:
+                return buffer.raw[:n_bytes]
+            n_room = -n_bytes
+        raise ModelLoadError(f"llama.cpp cannot spell token {token}")
+
+    def is_end(self, token: int) -> bool:
+        """Return whether `token` ends an answer (EOS, EOT and their kind)."""
+        return bool(self._c.llama_vocab_is_eog(self._vocab, token))
+
+    def is_control(self, token: int) -> bool:
+        """Return whether `token` is a control token."""
+        return bool(self._c.llama_vocab_is_control(self._vocab, token))
+
+
+@contextmanager
+def open_text_model(path: Path, options: ModelOptions) -> Generator[TextModel]:
+    """Load the text model at `path`, whose header the caller has checked (`read_gguf`).
+
+    Raises:
+        ModelLoadError: llama.cpp refuses the file; the message carries its reason.
+    """
+    c: Any = load_library().llama
+    params = c.llama_model_default_params()
+    handles = offload_handles(options.device)
+    if handles is not None:
+        # NULL-terminated; an empty list keeps every layer on the CPU.
+        array = (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
+        params.devices = ctypes.cast(array, ctypes.c_void_p)
+    if options.n_gpu_layers is not None:
+        params.n_gpu_layers = options.n_gpu_layers
+    with complaints() as lines:
+        handle = c.llama_model_load_from_file(str(path).encode(), params)
+
+    def error() -> ModelLoadError:
+        return ModelLoadError(
+            f"llama.cpp cannot load `{path}`{because(lines)}",
+            hint="the file may be damaged, or its architecture newer than llama-cpp-python"
+            f" {load_library().version}",
+        )
+
+    with owned(handle, c.llama_model_free, error=error) as model:
+        yield TextModel(model)
+
+
+class TextContext:
+    """The KV cache of one conversation. Made by `open_context`.
+
+    Attributes:
+        n_ctx: tokens that fit.
+        n_used: cells of the KV cache in use, one per token.
+        position: of the next token. An image of an M-RoPE model moves it by less than its tokens.
+    """
+
+    def __init__(self, handle: int, model: TextModel, options: ContextOptions) -> None:
+        self._c: Any = load_library().llama
+        self.handle = handle
+        self.model = model
+        self.options = options
+        # llama.cpp rounds up to 256: what the user asked for is what the user gets.
+        self.n_ctx = min(options.n_ctx, self._c.llama_n_ctx(handle))
+        self.n_used = 0
+        self.position = 0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._c.llama_memory_clear(self._c.llama_get_memory(self.handle), True)
+        self.n_used = 0
+        self.position = 0
+
+    def decode_tokens(self, tokens: Sequence[int], *, n_logits: int = 0) -> None:
+        """Append tokens; the last `n_logits` positions (at most n_outputs) give logits."""
+        n_done = 0
+        while n_done < len(tokens):
+            part = np.array(tokens[n_done : n_done + self.options.n_batch], dtype=np.int32)
+            positions = np.arange(self.position, self.position + len(part), dtype=np.int32)
+            n_done += len(part)
+            wanted = max(0, min(len(part), n_logits - (len(tokens) - n_done)))
+            self._decode(len(part), token=part, pos=positions, n_logits=wanted)
+            self.position += len(part)
+
+    def decode_embeddings(
+        self,
+        rows: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        *,
+        n_positions_used: int,
+        causal: bool = True,
+    ) -> None:
+        """Append image tokens as embeddings, without logits.
+
+        Args:
+            rows: [n_tokens, n_embd_inp] float32.
+            positions: [n_positions, n_tokens] int32, absolute.
+            n_positions_used: how far the next position moves.
+            causal: false for models whose image tokens see each other both ways.
+
+        Raises:
+            ModelLoadError: an image that must be seen whole does not fit into one batch.
+        """
+        n_tokens = len(rows)
+        step = self.options.n_batch
+        if not causal and n_tokens > step:
+            # ggml would abort the process.
+            raise ModelLoadError(
+                f"an image of {n_tokens} tokens must be decoded whole, a batch holds {step}",
+                hint="use a smaller image",
+            )
+        self._c.llama_set_causal_attn(self.handle, causal)
+        try:
+            for start in range(0, n_tokens, step):
+                part = np.ascontiguousarray(rows[start : start + step], dtype=np.float32)
+                pos = np.ascontiguousarray(positions[:, start : start + step], dtype=np.int32)
+                self._decode(len(part), embd=part, pos=pos, n_logits=0)
+        finally:
+            self._c.llama_set_causal_attn(self.handle, True)
+        self.position += n_positions_used
+
+    def _decode(
+        self,
+        n_tokens: int,
+        *,
+        pos: NDArray[np.int32],
+        n_logits: int,
+        token: NDArray[np.int32] | None = None,
+        embd: NDArray[np.float32] | None = None,
+    ) -> None:
+        if n_logits > self.options.n_outputs:
+            raise ValueError(f"{n_logits} outputs asked, n_outputs is {self.options.n_outputs}")
+        wants_logits = np.zeros(n_tokens, dtype=np.int8)
+        wants_logits[n_tokens - n_logits :] = 1
+        batch = self._c.llama_batch(n_tokens=n_tokens)  # what stays NULL means sequence 0
+        int32_p = ctypes.POINTER(ctypes.c_int32)
+        if token is not None:
+            batch.token = token.ctypes.data_as(int32_p)
+        if embd is not None:
+            batch.embd = embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        batch.pos = pos.ctypes.data_as(int32_p)
+        batch.logits = wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        with complaints() as lines:
+            status = self._c.llama_decode(self.handle, batch)
+        if status:
+            raise ModelLoadError(
+                f"llama.cpp failed to decode {n_tokens} tokens (status {status}){because(lines)}",
+                hint="with little memory, try a smaller `--ctx`",
+            )
+        self.n_used += n_tokens
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished; for honest clocks."""
+        self._c.llama_synchronize(self.handle)
+
+    def logits(self, n_positions: int) -> NDArray[np.float32]:
+        """Return [n_positions, n_vocab]: the logits that the last decode kept, in order."""
+        pointer = self._c.llama_get_logits(self.handle)
+        shape = (n_positions, self.model.n_vocab)
+        return np.ctypeslib.as_array(pointer, shape=shape).copy()
+
+
+@contextmanager
+def open_context(model: TextModel, options: ContextOptions) -> Generator[TextContext]:
+    """Make a context of `model`.
+
+    Raises:
+        ModelLoadError: the memory for it cannot be had.
+    """
+    c: Any = load_library().llama
+    params = c.llama_context_default_params()
+    params.n_ctx = options.n_ctx
+    params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
+    params.n_outputs_max = min(options.n_outputs, params.n_batch)
+    params.n_seq_max = 1
+    params.n_threads = params.n_threads_batch = options.n_threads
+    params.type_k = params.type_v = ggml.type_id(options.kv_type)
+    params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+    params.no_perf = True
+    with complaints() as lines:
+        handle = c.llama_init_from_model(model.handle, params)
+
+    def error() -> ModelLoadError:
+        return ModelLoadError(
+            f"llama.cpp cannot make a context of {options.n_ctx} tokens{because(lines)}",
+            hint="try a smaller `--ctx`",
+        )
+
+    with owned(handle, c.llama_free, error=error) as context:
+        yield TextContext(context, model, options)

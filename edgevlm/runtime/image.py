@@ -1,0 +1,159 @@
+"""A path, bytes or a data URL become RGB pixels, within limits checked before decoding."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import stat
+import urllib.parse
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import ImageError
+from edgevlm.files import human_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 100_000_000
+_FORMATS = "JPEG, PNG, WebP, GIF, TIFF or BMP"
+# What decodes without asking another program and has no place for one: no EPS, PDF or the like.
+_DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
+_WHITE = 255
+
+
+def load_image(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> NDArray[np.uint8]:
+    """Decode one image: upright by its EXIF orientation, transparent parts on white, first frame.
+
+    Args:
+        source: a path, the bytes of a file, or a `data:` URL.
+        max_pixels: width x height allowed; checked in the header, before a pixel is decoded.
+        max_bytes: size of the encoded file allowed.
+
+    Returns:
+        RGB uint8 [height, width, 3].
+
+    Raises:
+        ImageError: missing, empty, truncated, no image, or beyond a limit.
+    """
+    name, data = _read(source, max_bytes)
+    if not data:
+        raise ImageError(f"{name} is empty", hint=f"name an image file ({_FORMATS})")
+    if len(data) > max_bytes:
+        raise _too_many_bytes(name, len(data), max_bytes)
+    return _decode(name, data, max_pixels)
+
+
+def _read(source: Path | str | bytes, max_bytes: int) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return "the image", source
+    if isinstance(source, str) and source.startswith("data:"):
+        return "the data URL", _data_url(source, max_bytes)
+    path = Path(source)
+    name = f"image `{path}`"
+    try:
+        # Without O_NONBLOCK the open of a named pipe would wait for a writer, perhaps for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{name} is no file", hint=f"name an image file ({_FORMATS})")
+            if status.st_size > max_bytes:
+                raise _too_many_bytes(name, status.st_size, max_bytes)
+            return name, file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ImageError(f"there is no {name}", hint="check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"cannot read {name}: {reason}", hint="name a readable file") from None
+
+
+def _data_url(url: str, max_bytes: int) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma:
+        raise ImageError("the data URL has no comma", hint="use data:image/png;base64,...")
+    if len(payload) > max_bytes * 4 // 3 + 4:
+        raise _too_many_bytes("the data URL", len(payload), max_bytes)
+    if not header.endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(payload)
+    try:
+        return base64.b64decode(urllib.parse.unquote(payload), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError(
+            "the data URL is not valid base64", hint="use data:image/png;base64,..."
+        ) from None
+
+
+def _too_many_bytes(name: str, n_bytes: int, max_bytes: int) -> ImageError:
+    return ImageError(
+        f"{name} has {human_bytes(n_bytes)}, the limit is {human_bytes(max_bytes)}",
+        hint="save it smaller",
+    )
+
+
+def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of a decompression bomb from a limit of its own; ours is checked below.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError(
+                        f"{name} is {width}x{height}, {width * height:,} pixels; the limit is"
+                        f" {max_pixels:,}",
+                        hint="make it smaller",
+                    )
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                return np.array(_to_rgb(upright), dtype=np.uint8)
+    except UnidentifiedImageError:
+        raise ImageError(_not_an_image(name, data), hint=f"use {_FORMATS}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{name} is far larger than {max_pixels:,} pixels", hint="make it smaller"
+        ) from None
+    except MemoryError:
+        raise ImageError(f"there is no memory to decode {name}", hint="make it smaller") from None
+    # Decoders of broken files raise whatever their parser stumbled over.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+        raise ImageError(
+            f"{name} is damaged or truncated: {error}", hint="save or download it again"
+        ) from None
+
+
+def _not_an_image(name: str, data: bytes) -> str:
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif"):
+        return f"{name} is HEIC or AVIF, which is not decoded"
+    return f"{name} is no image that can be read"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image as PillowImage
+
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        # Pillow clips these to 255, which turns a 16-bit picture white: keep the high byte.
+        values = np.asarray(image).astype(np.int64)
+        return PillowImage.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        scale = _WHITE if values.max(initial=0.0) <= 1.0 else 1
+        return PillowImage.fromarray((values * scale).clip(0, _WHITE).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = PillowImage.new("RGBA", rgba.size, (_WHITE,) * 4)
+        return PillowImage.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,192 @@
+"""A conversation laid out as the text model will read it: chunks of tokens and images, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import ContextOverflowError, PromptError
+from edgevlm.native.projector import BitmapPart, ImageChunk, Projector, TextChunk, TextPart
+from edgevlm.native.text_model import TextModel
+from edgevlm.runtime.answer import ImageCost
+from edgevlm.runtime.preflight import TextFacts
+from edgevlm.runtime.prompt import ChatTemplate, ImageSpan, Message, PromptPart
+
+Pixels = NDArray[np.uint8]
+# Stands for a visual token where token ids are listed.
+VISUAL_TOKEN = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A prompt, not yet encoded.
+
+    Attributes:
+        chunks: token ids and image places, in order; the last one is text.
+        images: RGB uint8 [height, width, 3], in order.
+        costs: what each image costs.
+    """
+
+    chunks: tuple[TextChunk | ImageChunk, ...]
+    images: tuple[Pixels, ...]
+    costs: tuple[ImageCost, ...]
+
+    @property
+    def n_visual_tokens(self) -> int:
+        """Tokens of all images."""
+        return sum(chunk.n_tokens for chunk in self.chunks if isinstance(chunk, ImageChunk))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the whole prompt."""
+        return len(self.token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Token ids in order, VISUAL_TOKEN for each visual token."""
+        ids: list[int] = []
+        for chunk in self.chunks:
+            if isinstance(chunk, TextChunk):
+                ids += chunk.tokens
+            else:
+                ids += [VISUAL_TOKEN] * chunk.n_tokens
+        return ids
+
+    def check_room(self, n_ctx: int, *, n_more: int, n_ctx_train: int) -> None:
+        """Raise ContextOverflowError unless the prompt and `n_more` tokens fit into `n_ctx`."""
+        n_over = self.n_tokens + n_more - n_ctx
+        if n_over <= 0:
+            return
+        visual = f" ({self.n_visual_tokens} of them visual)" if self.costs else ""
+        n_wanted = n_ctx + n_over
+        raise ContextOverflowError(
+            f"the prompt of {self.n_tokens} tokens{visual} with room for {n_more} more is {n_over}"
+            f" too long for the context of {n_ctx}",
+            hint=f"use `--ctx {n_wanted}` or more"
+            if n_wanted <= n_ctx_train
+            else f"shorten the prompt or shrink the image: this model's limit is {n_ctx_train}",
+        )
+
+
+class Layouter:
+    """Renders, tokenizes and counts prompts for one loaded model.
+
+    Args:
+        model: the text model.
+        projector: None for text alone.
+        facts: of the text model's header.
+        span: how the family writes an image; None without projector.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: TextModel,
+        projector: Projector | None,
+        facts: TextFacts,
+        span: ImageSpan | None,
+    ) -> None:
+        self._model = model
+        self._projector = projector
+        self._facts = facts
+        self._span = span
+        self._made_template: ChatTemplate | None = None
+
+    def lay_out(self, messages: Sequence[Message]) -> Layout:
+        """Return the layout of a conversation; nothing is encoded.
+
+        Raises:
+            PromptError: the chat template fails, or there is no projector for the images.
+            ImageError: an image that the projector cannot take.
+        """
+        images = tuple(chain.from_iterable(message.images for message in messages))
+        costs = tuple(
+            ImageCost(
+                width=image.shape[1],
+                height=image.shape[0],
+                n_visual_tokens=self.count_visual_tokens(image.shape[1], image.shape[0]),
+            )
+            for image in images
+        )
+        template = self._template()
+        parts = template.parts(messages)
+        add_special = not template.begins_with_bos(parts)
+        chunks = self._chunks(parts, images, add_special=add_special)
+        if not chunks or not isinstance(chunks[-1], TextChunk):
+            raise PromptError(
+                "the rendered prompt does not end with text: there is nothing to answer",
+                hint="the chat template lacks its generation prompt",
+            )
+        return Layout(chunks=tuple(chunks), images=images, costs=costs)
+
+    def count_visual_tokens(self, width: int, height: int) -> int:
+        """Return how many tokens an image of this size costs."""
+        chunks = self.projector.tokenize([BitmapPart(width=width, height=height)])
+        return sum(chunk.n_tokens for chunk in chunks if isinstance(chunk, ImageChunk))
+
+    @property
+    def projector(self) -> Projector:
+        """The projector.
+
+        Raises:
+            PromptError: there is none.
+        """
+        if self._projector is None:
+            raise no_projector("this model")
+        return self._projector
+
+    def _chunks(
+        self, parts: Sequence[PromptPart], images: Sequence[Pixels], *, add_special: bool
+    ) -> Sequence[TextChunk | ImageChunk]:
+        if self._projector is not None:
+            native = [
+                part
+                if isinstance(part, TextPart)
+                else BitmapPart(
+                    width=images[part.index].shape[1], height=images[part.index].shape[0]
+                )
+                for part in parts
+            ]
+            return self._projector.tokenize(native, add_special=add_special)
+        texts = [part for part in parts if isinstance(part, TextPart)]
+        ids = [self._model.tokenize(part.text, parse_special=part.parse_special) for part in texts]
+        bos = self._model.bos if add_special and self._model.adds_bos else None
+        tokens = chain([] if bos is None else [bos], chain.from_iterable(ids))
+        return [TextChunk(tokens=tuple(tokens))]
+
+    def _template(self) -> ChatTemplate:
+        if self._made_template is not None:
+            return self._made_template
+        if self._facts.chat_template is None:
+            raise PromptError(
+                "the model file has no chat template",
+                hint="it may be a base model; use one that was trained to chat",
+            )
+        special = self._facts.special_token_ids
+        self._made_template = ChatTemplate(
+            self._facts.chat_template,
+            special_tokens={name: self._written_out(token) for name, token in special.items()},
+            control_tokens=[
+                self._written_out(token)
+                for token in range(self._model.n_vocab)
+                if self._model.is_control(token)
+            ],
+            image_span=self._span,
+            normalizer=self._facts.normalizer,
+        )
+        return self._made_template
+
+    def _written_out(self, token: int) -> str:
+        return self._model.piece(token, special=True).decode("utf-8", "replace")
+
+
+def no_projector(name: str) -> PromptError:
+    """Return the error for an image given to a model without projector."""
+    return PromptError(
+        f"{name} has no projector, it sees no images",
+        hint="name the model's projector with `--mmproj FILE`",
+    )

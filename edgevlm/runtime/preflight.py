@@ -1,0 +1,181 @@
+"""What must hold before llama.cpp may see a file.
+
+libllama and libmtmd answer much of what is wrong by ending the process (a division by zero, an
+assertion, a token that is not there), so kinds, counts and the tokens looked up are checked here,
+on headers that `read_gguf` has found sound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevlm.errors import GGUFError, ModelLoadError
+from edgevlm.gguf_file import GGUFFile, read_gguf
+from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
+
+_POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
+_POSITIVE_VISION_KEYS = (
+    "image_size",
+    "patch_size",
+    "embedding_length",
+    "block_count",
+    "attention.head_count",
+)
+_PAIR_HINT = "use the mmproj that was converted with this model"
+_SPECIAL_TOKENS = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFacts:
+    """What a text model's header says that the runtime needs.
+
+    Attributes:
+        chat_template: jinja2 text, or None.
+        special_token_ids: token ids as templates name them, "bos_token" and so on.
+        normalizer: that llama.cpp leaves to us: "NFC" or "".
+    """
+
+    chat_template: str | None
+    special_token_ids: dict[str, int]
+    normalizer: str
+
+
+def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
+    """Read the header of a text model.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        GGUFError: broken, or no text model.
+    """
+    file = read_gguf(path)
+    if file.is_projector:
+        raise GGUFError(
+            f"`{path}` is a projector, not a text model",
+            hint="name the text model with `-m` and this file with `--mmproj`",
+        )
+    kind = _string(file, "general.type")
+    if kind not in (None, "model"):
+        raise GGUFError(f"`{path}` is of type {kind!r}, not a model", hint="name a text model")
+    if not file.architecture or not file.tensors or "tokenizer.ggml.model" not in file.metadata:
+        raise GGUFError(f"`{path}` holds no text model", hint="name a text model's .gguf file")
+    for key in _POSITIVE_TEXT_KEYS:
+        _check_positive(file, f"{file.architecture}.{key}")
+    n_tokens = _n_tokens(file)
+    ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
+    return file, TextFacts(
+        chat_template=_string(file, "tokenizer.chat_template"),
+        special_token_ids={
+            name: token for name, token in ids.items() if token is not None and token < n_tokens
+        },
+        normalizer=_string(file, "edgevlm.tokenizer.normalizer") or "",
+    )
+
+
+def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
+    """Read the header of a projector and hold it against its text model's.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        GGUFError: broken, or no projector for images.
+        ModelLoadError: of a type that is not supported, or of another model.
+    """
+    file = read_gguf(path)
+    if not file.is_projector:
+        what = f"a text model ({file.architecture})" if file.architecture else "no projector"
+        raise GGUFError(
+            f"`{path}` is {what}, not an mmproj", hint="the projector's name begins with mmproj-"
+        )
+    if not _flag(file, "clip.has_vision_encoder"):
+        raise GGUFError(f"the projector `{path}` takes no images", hint=_PAIR_HINT)
+    for key in _POSITIVE_VISION_KEYS:
+        _check_positive(file, f"clip.vision.{key}")
+    if "clip.vision.spatial_merge_size" in file.metadata:
+        _check_positive(file, "clip.vision.spatial_merge_size")
+    kind = _string(file, "clip.projector_type") or _string(file, "clip.vision.projector_type")
+    span = IMAGE_SPANS.get(kind or "")
+    if span is None:
+        raise ModelLoadError(
+            f"the projector type {kind!r} of `{path}` is not supported",
+            hint=f"supported: {', '.join(IMAGE_SPANS)}; see `edgevlm families`",
+        )
+    _check_pair(path, file, text)
+    _check_runtime_tokens(text, span)
+    return span
+
+
+def _check_pair(path: Path, file: GGUFFile, text: GGUFFile) -> None:
+    projected = _integer(file, "clip.vision.projection_dim")
+    wanted = _integer(text, f"{text.architecture}.embedding_length")
+    if projected != wanted:
+        raise ModelLoadError(
+            f"`{path}` gives rows of {projected} values, the text model `{text.path}` takes"
+            f" {wanted}: it belongs to another model",
+            hint=_PAIR_HINT,
+        )
+    layers = file.metadata.get("clip.vision.is_deepstack_layers")
+    n_deepstack = sum(map(bool, layers.value)) if layers and isinstance(layers.value, list) else 0
+    n_wanted = _integer(text, f"{text.architecture}.n_deepstack_layers") or 0
+    if n_deepstack != n_wanted:
+        raise ModelLoadError(
+            f"`{path}` gives {n_deepstack} deepstack layers, the text model `{text.path}` takes"
+            f" {n_wanted}: it belongs to another model",
+            hint=_PAIR_HINT,
+        )
+
+
+def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
+    tokens = text.metadata["tokenizer.ggml.tokens"].value
+    known = set(tokens) if isinstance(tokens, list) else set[object]()
+    for token in span.runtime_tokens:
+        if token not in known:
+            raise ModelLoadError(
+                f"the vocabulary of `{text.path}` lacks {token!r}, which llama.cpp writes around"
+                " every image",
+                hint="convert the model again from its checkpoint",
+            )
+
+
+def _n_tokens(file: GGUFFile) -> int:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if tokens is None or tokens.type != "ARRAY:STRING" or tokens.n_items == 0:
+        raise GGUFError(f"`{file.path}` has no vocabulary", hint="convert the model again")
+    types = file.metadata.get("tokenizer.ggml.token_type")
+    if types is not None and types.n_items != tokens.n_items:
+        raise GGUFError(
+            f"`{file.path}` has {tokens.n_items} tokens, and types for {types.n_items}",
+            hint="convert the model again",
+        )
+    return tokens.n_items
+
+
+def _check_positive(file: GGUFFile, key: str) -> None:
+    entry = file.metadata.get(key)
+    # Per-layer arrays are checked by llama.cpp itself.
+    if entry is not None and entry.is_array:
+        return
+    value = _integer(file, key)
+    if value is None or not 0 < value < 1 << 31:
+        raise GGUFError(f"`{file.path}` has {key} = {value}", hint="convert the model again")
+
+
+def _integer(file: GGUFFile, key: str) -> int | None:
+    entry = file.metadata.get(key)
+    value = entry.value if entry is not None and not entry.is_array else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _string(file: GGUFFile, key: str) -> str | None:
+    entry = file.metadata.get(key)
+    value = entry.value if entry is not None and not entry.is_array else None
+    return value if isinstance(value, str) else None
+
+
+def _flag(file: GGUFFile, key: str) -> bool:
+    entry = file.metadata.get(key)
+    return entry is not None and not entry.is_array and entry.value is True
