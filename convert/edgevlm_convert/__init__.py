@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevlm_convert.plan import ConversionPlan, convert_checkpoint, plan_conversion
+from edgevlm_convert.plan import ConversionPlan, OuttypeOption, convert_checkpoint, plan_conversion
 from edgevlm_convert.rules import Ledger
 
-__all__ = ["ConversionPlan", "Ledger", "convert_checkpoint", "plan_conversion"]
+__all__ = ["ConversionPlan", "Ledger", "OuttypeOption", "convert_checkpoint", "plan_conversion"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import cast
 
 from platformdirs import user_cache_path
 
@@ -38,7 +39,7 @@ def last_model() -> str | None:
         document = json.loads((cache_folder() / _LAST_MODEL).read_text())
     except (OSError, ValueError):
         return None
-    name = document.get("model") if isinstance(document, dict) else None
+    name = cast(dict[str, object], document).get("model") if isinstance(document, dict) else None
     if not isinstance(name, str) or (name != "shapes" and not Path(name).exists()):
         return None
     return name

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from edgevlm_convert import ConversionPlan, plan_conversion
+from edgevlm_convert import ConversionPlan, OuttypeOption, plan_conversion
 from edgevlm_convert.encoder import TensorEncoder
 from edgevlm_convert.writer import GGUFPlan, write_gguf
 
@@ -70,7 +70,7 @@ def convert_model(
     *,
     out: Path | None = None,
     name: str | None = None,
-    outtype: str = "auto",
+    outtype: OuttypeOption = "auto",
     level: str | None = None,
     mmproj_level: str | None = None,
     force: bool = False,
@@ -187,7 +187,12 @@ class _Planned:
 
 
 def _plan(
-    source: Path, *, name: str | None, outtype: str, level: str | None, mmproj_level: str | None
+    source: Path,
+    *,
+    name: str | None,
+    outtype: OuttypeOption,
+    level: str | None,
+    mmproj_level: str | None,
 ) -> _Planned:
     from edgevlm.quantize.encode import mmproj_encoder, text_encoder
     from edgevlm.quantize.profile import load_profile
@@ -278,7 +283,7 @@ def tool_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _hash_source(source: Path) -> Iterator[Callable[[], dict[str, str]]]:
+def _hash_source(source: Path) -> Generator[Callable[[], dict[str, str]]]:
     """Hash the checkpoint beside the conversion; the value waits for the hashes."""
     stopped = Event()
     with ThreadPoolExecutor(1, thread_name_prefix="edgevlm-hash") as executor:

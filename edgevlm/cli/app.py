@@ -9,10 +9,11 @@ import typer
 from edgevlm.cli import options
 from edgevlm.errors import EdgeVLMError
 
-_HELP = """Put a vision-language model (VLM) on a small machine, and know what it cost.
-
-Converts Hugging Face checkpoints to GGUF without torch, quantizes in one pass, and talks about
-images through llama.cpp. The model `shapes` is built in: try `edgevlm demo`."""
+_HELP = (
+    "Put a vision-language model (VLM) on a small machine, and know what it cost.\n\n"
+    "Converts Hugging Face checkpoints to GGUF without torch, quantizes in one pass, and talks "
+    "about images through llama.cpp. The model `shapes` is built in: try `edgevlm demo`."
+)
 
 
 def _build() -> typer.Typer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,14 @@ class OutType(StrEnum):
     F16 = "f16"
     BF16 = "bf16"
     F32 = "f32"
+
+
+OUTTYPES: dict[OutType, Literal["auto", "f16", "bf16", "f32"]] = {
+    OutType.AUTO: "auto",
+    OutType.F16: "f16",
+    OutType.BF16: "bf16",
+    OutType.F32: "f32",
+}
 
 
 def convert(
@@ -76,7 +84,7 @@ def convert(
         source,
         out=out,
         name=name,
-        outtype=outtype.value,
+        outtype=OUTTYPES[outtype],
         level=level,
         mmproj_level=mmproj_level,
         force=force,

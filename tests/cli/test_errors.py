@@ -85,8 +85,12 @@ def test_disk_too_small(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+
+    def nearly_full(_: Path) -> object:
+        return usage
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
     out = tmp_path / "out"
     fails(
         capsys,
