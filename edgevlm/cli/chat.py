@@ -11,6 +11,9 @@ from edgevlm.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgevlm.build.resolve import ResolvedModel
     from edgevlm.runtime.answer import Answer, ImageCost
     from edgevlm.runtime.sampling import SamplingParams
@@ -75,16 +78,13 @@ def chat(
 
     from edgevlm.build.resolve import resolve_model
     from edgevlm.cli import console
-    from edgevlm.runtime.image import load_image
     from edgevlm.runtime.layout import no_projector
     from edgevlm.runtime.prompt import conversation
     from edgevlm.runtime.vlm import open_vlm
 
     names = images or []
     # What can be wrong with the question is said before a model is loaded.
-    started = perf_counter()
-    pictures = [load_image(name) for name in names]
-    reading_ms = (perf_counter() - started) * 1e3
+    pictures, reading_ms = _read_images(names)
     params = _sampling(temperature=temperature, seed=seed, max_tokens=max_tokens)
     messages = conversation(_question(prompt), pictures, system=system)
     found = resolve_model(
@@ -120,6 +120,18 @@ def chat(
         console.print_json(_document(found, names, answer, params, load_ms=load_ms))
     else:
         console.note(_summary(answer), quiet=quiet)
+
+
+def _read_images(names: Sequence[str]) -> tuple[list[NDArray[np.uint8]], float]:
+    """Decode the images; return them and the milliseconds it took."""
+    if not names:
+        return [], 0.0
+    from time import perf_counter
+
+    from edgevlm.runtime.image import load_image
+
+    started = perf_counter()
+    return [load_image(name) for name in names], (perf_counter() - started) * 1e3
 
 
 class _Stream:

@@ -154,8 +154,7 @@ class Projector:
         with ExitStack() as stack:
             keep: list[Any] = []  # what the C structures point to
             native = [self._native_part(part, stack, keep) for part in parts]
-            pointer_type: Any = ctypes.POINTER(c.mtmd_input_part)
-            pointers = (pointer_type * len(native))(*map(ctypes.pointer, native))
+            pointers = (c.POINTER(c.mtmd_input_part) * len(native))(*map(_pointer, native))
             output = stack.enter_context(
                 owned(c.mtmd_input_chunks_init(), c.mtmd_input_chunks_free, error=_out_of_memory)
             )
@@ -225,6 +224,10 @@ class Projector:
             raise ImageError(f"llama.cpp failed to encode the image{because(lines)}")
         shape = (int(c.mtmd_input_chunk_get_n_tokens(chunk)), self._model.n_embd_inp)
         return np.ctypeslib.as_array(c.mtmd_get_output_embd(self._handle), shape=shape).copy()
+
+
+def _pointer(structure: Any) -> Any:
+    return ctypes.pointer(structure)
 
 
 def _out_of_memory() -> ModelLoadError:

@@ -10,16 +10,13 @@ import stat
 import urllib.parse
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevlm.errors import ImageError
 from edgevlm.files import human_bytes
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 100_000_000
@@ -101,8 +98,6 @@ def _too_many_bytes(name: str, n_bytes: int, max_bytes: int) -> ImageError:
 
 
 def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
         with warnings.catch_warnings():
             # Pillow warns of a decompression bomb from a limit of its own; ours is checked below.
@@ -140,20 +135,16 @@ def _not_an_image(name: str, data: bytes) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image as PillowImage
-
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
         # Pillow clips these to 255, which turns a 16-bit picture white: keep the high byte.
         values = np.asarray(image).astype(np.int64)
-        return PillowImage.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         scale = _WHITE if values.max(initial=0.0) <= 1.0 else 1
-        return PillowImage.fromarray((values * scale).clip(0, _WHITE).astype(np.uint8)).convert(
-            "RGB"
-        )
+        return Image.fromarray((values * scale).clip(0, _WHITE).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = PillowImage.new("RGBA", rgba.size, (_WHITE,) * 4)
-        return PillowImage.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGBA", rgba.size, (_WHITE,) * 4)
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -92,9 +92,14 @@ class Layouter:
     ) -> None:
         self._model = model
         self._projector = projector
-        self._facts = facts
         self._span = span
-        self._made_template: ChatTemplate | None = None
+        self._normalizer = facts.normalizer
+        # Made with the model: a walk over 150,000 tokens belongs to loading, not to the answer.
+        self._template = (
+            None
+            if facts.chat_template is None
+            else self._make_template(facts.chat_template, facts.special_token_ids)
+        )
 
     def lay_out(self, messages: Sequence[Message]) -> Layout:
         """Return the layout of a conversation; nothing is encoded.
@@ -112,9 +117,13 @@ class Layouter:
             )
             for image in images
         )
-        template = self._template()
-        parts = template.parts(messages)
-        add_special = not template.begins_with_bos(parts)
+        if self._template is None:
+            raise PromptError(
+                "the model file has no chat template",
+                hint="it may be a base model; use one that was trained to chat",
+            )
+        parts = self._template.parts(messages)
+        add_special = not self._template.begins_with_bos(parts)
         chunks = self._chunks(parts, images, add_special=add_special)
         if not chunks or not isinstance(chunks[-1], TextChunk):
             raise PromptError(
@@ -158,17 +167,9 @@ class Layouter:
         tokens = chain([] if bos is None else [bos], chain.from_iterable(ids))
         return [TextChunk(tokens=tuple(tokens))]
 
-    def _template(self) -> ChatTemplate:
-        if self._made_template is not None:
-            return self._made_template
-        if self._facts.chat_template is None:
-            raise PromptError(
-                "the model file has no chat template",
-                hint="it may be a base model; use one that was trained to chat",
-            )
-        special = self._facts.special_token_ids
-        self._made_template = ChatTemplate(
-            self._facts.chat_template,
+    def _make_template(self, source: str, special: Mapping[str, int]) -> ChatTemplate:
+        return ChatTemplate(
+            source,
             special_tokens={name: self._written_out(token) for name, token in special.items()},
             control_tokens=[
                 self._written_out(token)
@@ -176,9 +177,8 @@ class Layouter:
                 if self._model.is_control(token)
             ],
             image_span=self._span,
-            normalizer=self._facts.normalizer,
+            normalizer=self._normalizer,
         )
-        return self._made_template
 
     def _written_out(self, token: int) -> str:
         return self._model.piece(token, special=True).decode("utf-8", "replace")

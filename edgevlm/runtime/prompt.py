@@ -19,6 +19,8 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import numpy as np
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
 from edgevlm.errors import PromptError
@@ -177,8 +179,6 @@ class ChatTemplate:
         return {"role": message.role, "content": content}
 
     def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             return self._template.render(
                 messages=messages,
@@ -295,9 +295,6 @@ def _placeholder(text: str, texts: dict[str, str]) -> str:
 
 
 def _compile(source: str) -> Any:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     environment: Any = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -316,8 +313,6 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
     raise TemplateError(message)
 
 

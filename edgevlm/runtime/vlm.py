@@ -104,6 +104,7 @@ class VLM:
         layout_ms = _ms_since(started)
         if layout.costs:
             on_images(layout.costs)
+        started = time.perf_counter()  # whoever looks on is not counted
         prefilled = self._prefill(layout)
         with open_sampler(
             temperature=params.temperature,
@@ -113,7 +114,7 @@ class VLM:
             seed=params.seed,
         ) as sampler:
             first = sampler.next_token(self._context)
-            ttft_ms = _ms_since(started)
+            ttft_ms = layout_ms + _ms_since(started)
             text, tokens, stop_reason, decode_ms = self._decode(first, sampler, params, on_text)
         images_ms = tuple(image.encode_ms for image in prefilled.encoded)
         return Answer(
