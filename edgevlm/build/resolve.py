@@ -79,7 +79,7 @@ def resolve_model(
         return found
     model = open_model(chosen, progress=progress)
     text, notes = _text_of(model, level, progress)
-    projector, more = _mmproj_of(model, text, mmproj)
+    projector, more = _mmproj_of(text, mmproj)
     remember_model(BUILT_IN if chosen == BUILT_IN else str(path.absolute()))
     return ResolvedModel(
         name=model.manifest.name if model.manifest else model.folder.name,
@@ -184,7 +184,7 @@ def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> Resolve
     text = ModelFile(
         path=path, role="text", level=file_level, mtime_ns=path.stat().st_mtime_ns, known=False
     )
-    projector, notes = _mmproj_of(open_model_dir(path.absolute().parent), text, mmproj)
+    projector, notes = _mmproj_of(text, mmproj)
     return ResolvedModel(name=path.stem, level=file_level, text=path, mmproj=projector, notes=notes)
 
 
@@ -230,14 +230,11 @@ def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
     return ModelFile(path=path, role="text", level=entry.level, mtime_ns=entry.mtime_ns, known=True)
 
 
-def _mmproj_of(
-    model: ModelDir, text: ModelFile, asked: Path | None
-) -> tuple[Path | None, tuple[str, ...]]:
+def _mmproj_of(text: ModelFile, asked: Path | None) -> tuple[Path | None, tuple[str, ...]]:
     if asked is not None:
         return asked, ()
-    if text.path.parent != model.folder and text.path.parent.is_dir():
-        model = open_model_dir(text.path.parent)
-    projectors = model.of_role("mmproj")
+    # Read again: building a missing level may have written a projector.
+    projectors = open_model_dir(text.path.absolute().parent).of_role("mmproj")
     if len(projectors) <= 1:
         return (projectors[0].path if projectors else None), ()
     matching = _made_with(projectors, text)
