@@ -1,0 +1,142 @@
+"""The goldens' files: where they are, how their checkpoint is drawn again, how they are read.
+
+A golden folder holds checkpoint/ (config, tokenizer, templates: everything but weights), then
+weights.json (names, shapes, dtype, seed and shard of every tensor), converter.json (what llama.cpp's
+converter made of it) and reference.npz (what transformers computes with it). `shapes` has
+converter.json alone: its checkpoint is part of the product.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.synthetic import draw, encode, write_json, write_safetensors
+
+GOLDENS = Path(__file__).parent
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One prompt of a reference file.
+
+    Attributes:
+        name: such as "one image".
+        prompt: the question; images stand before it.
+        images: names of `drawn_image`.
+        input_ids: of the prompt, as transformers' processor gives them.
+        answer: token ids that follow the prompt, all but the last fed to the model.
+        top_ids: [n, k] token ids, most likely first; row i predicts answer[i].
+        top_logprobs: [n, k] their natural log-probabilities.
+        tail_mass: [n] probability of all other tokens.
+    """
+
+    name: str
+    prompt: str
+    images: tuple[str, ...]
+    input_ids: NDArray[np.int32]
+    answer: NDArray[np.int32]
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
+    tail_mass: NDArray[np.float32]
+
+
+def write_weights_file(
+    folder: Path, *, shapes: Mapping[str, tuple[int, ...]], shards: int, dtype: str, seed: int
+) -> None:
+    """Write weights.json: all that is needed to draw the weights again."""
+    names = list(shapes)
+    tensors = {
+        name: [list(shapes[name]), number * shards // len(names) + 1]
+        for number, name in enumerate(names)
+    }
+    write_json(
+        folder / "weights.json",
+        {"seed": seed, "dtype": dtype, "shards": shards, "tensors": tensors},
+    )
+
+
+def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
+    """Write the checkpoint of a golden into `folder` and return it; `dtype` replaces its own."""
+    source = GOLDENS / golden
+    shutil.copytree(source / "checkpoint", folder, dirs_exist_ok=True)
+    weights = read_golden_json(source / "weights.json")
+    dtype = dtype or weights["dtype"]
+    shards: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, (shape, shard) in weights["tensors"].items():
+        file = f"model-{shard:05}-of-{weights['shards']:05}.safetensors"
+        shards.setdefault(file, {})[name] = tuple(shape)
+    for file, shapes in shards.items():
+        write_safetensors(
+            folder / file,
+            {
+                name: (dtype, shape, encode(draw(name, shape, seed=weights["seed"]), dtype))
+                for name, shape in shapes.items()
+            },
+        )
+    weight_map = {name: file for file, shapes in shards.items() for name in shapes}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    return folder
+
+
+def read_golden_json(path: Path) -> dict[str, Any]:
+    """Return one of our own JSON files."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def drawn_image(name: str) -> NDArray[np.uint8]:
+    """Return an image by its name `HEIGHTxWIDTH-SEED`: RGB uint8, smooth with some noise."""
+    size, seed = name.split("-")
+    height, width = (int(number) for number in size.split("x"))
+    raw = np.random.PCG64([height, width, int(seed)]).random_raw(height * width * 3 + 16)
+    noise = (raw[16:] % 64).reshape(height, width, 3)
+    y, x = np.mgrid[0:height, 0:width]
+    speed = (raw[:9] % 7).reshape(3, 3).astype(np.int64)
+    ramp = [(speed[c, 0] * x + speed[c, 1] * y + 20 * speed[c, 2]) % 192 for c in range(3)]
+    return (np.stack(ramp, axis=-1) + noise).astype(np.uint8)
+
+
+def write_reference(path: Path, cases: list[Case], *, made_by: str) -> None:
+    """Write a reference file: arrays only, no pickles."""
+    arrays: dict[str, NDArray[Any]] = {
+        "format_version": np.asarray(FORMAT_VERSION),
+        "made_by": np.asarray(made_by),
+        "cases": np.asarray(
+            json.dumps(
+                [{"name": c.name, "prompt": c.prompt, "images": list(c.images)} for c in cases]
+            )
+        ),
+    }
+    for number, case in enumerate(cases):
+        for key in ("input_ids", "answer", "top_ids", "top_logprobs", "tail_mass"):
+            arrays[f"case{number}.{key}"] = getattr(case, key)
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def read_reference(path: Path) -> list[Case]:
+    """Return the cases of a reference file."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = cast(Mapping[str, NDArray[Any]], dict(stored))
+    assert int(arrays["format_version"]) == FORMAT_VERSION
+    described = cast(list[dict[str, Any]], json.loads(str(arrays["cases"])))
+    return [
+        Case(
+            name=entry["name"],
+            prompt=entry["prompt"],
+            images=tuple(entry["images"]),
+            **{
+                key: arrays[f"case{number}.{key}"]
+                for key in ("input_ids", "answer", "top_ids", "top_logprobs", "tail_mass")
+            },
+        )
+        for number, entry in enumerate(described)
+    ]
