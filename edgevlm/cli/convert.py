@@ -66,8 +66,9 @@ def convert(
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
-    """Convert a checkpoint to GGUF: text model and projector, nothing lost, no torch.
+    """Convert a checkpoint to GGUF; nothing lost, no torch.
 
+    Writes the text model, the projector (mmproj) and a manifest into a model directory.
     With `--level` the quantized files are written in the same pass, with no 16-bit file between.
     """
     from time import perf_counter

@@ -22,7 +22,7 @@ def demo(
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
-    """Convert, quantize and question the built-in model `shapes`; under a minute, offline."""
+    """Run the whole chain on the built-in model `shapes`, offline."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
     from time import perf_counter

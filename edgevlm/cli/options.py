@@ -43,7 +43,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace output that 
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A model directory, a .gguf file, or `shapes` (built in); "
         "left out: the model written or used last.",
         show_default=False,

@@ -32,7 +32,11 @@ def quantize(
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
-    """Quantize a model: its text model to LEVEL, its projector to Q8_0 or what is asked."""
+    """Make a smaller level of a 16-bit model.
+
+    The text model gets LEVEL, the projector Q8_0 or what --mmproj-level says; both are written
+    beside the source.
+    """
     from time import perf_counter
 
     from edgevlm.build.cache import remember_model
