@@ -39,7 +39,7 @@ KIND_RATES = {
     "position": 2.0,
     "colour": 1.0,
     "shape": 1.0,
-    "count": 1.0,
+    "count": 2.0,
     CAPTION: 0.4,
 }
 KIND_WEIGHTS = {"relation": 1.5, "reading": 3.0, "count by kind": 2.0, CAPTION: 0.5}
