@@ -15,6 +15,7 @@ from edgevlm.build.quantize import checkpoint_of
 from edgevlm.errors import GGUFError, OutputError, SourceNotFoundError
 from edgevlm.files import folder_lock
 from edgevlm.model_dir import (
+    FLOAT_LEVELS,
     MANIFEST_NAME,
     ModelDir,
     ModelFile,
@@ -55,8 +56,8 @@ def resolve_model(
     """Find the files of a model; build what is missing and can be built.
 
     An existing path wins, then the built-in `shapes`. Level: asked, else most recently written.
-    Projector: `mmproj`, else that of the manifest made with the level, else the only one beside
-        the model.
+    Projector: `mmproj`, else the one at the text model's own level, else Q8_0 with a quantized
+    text model, else the newest beside the model.
 
     Args:
         name: path of a model directory or .gguf file, or `shapes`; None: the model used last,
@@ -237,20 +238,13 @@ def _mmproj_of(text: ModelFile, asked: Path | None) -> tuple[Path | None, tuple[
     projectors = open_model_dir(text.path.absolute().parent).of_role("mmproj")
     if len(projectors) <= 1:
         return (projectors[0].path if projectors else None), ()
-    matching = _made_with(projectors, text)
-    return matching.path, (f"projector: `{matching.path.name}` of {len(projectors)}",)
-
-
-def _made_with(projectors: tuple[ModelFile, ...], text: ModelFile) -> ModelFile:
-    """Return the projector of the text model's own level, else Q8_0 for a quantized text model."""
-    wanted: tuple[str, ...] = (text.level,)
-    if text.level not in ("F32", "F16", "BF16"):
-        wanted = (text.level, "Q8_0")
+    wanted = (text.level,) if text.level in FLOAT_LEVELS else (text.level, "Q8_0")
     for level in wanted:
         for projector in projectors:
             if projector.level == level:
-                return projector
-    return projectors[0]
+                return projector.path, ()
+    newest = projectors[0].path
+    return newest, (f"took the newest of {len(projectors)} projectors: `{newest.name}`",)
 
 
 def _unknown_note(model: ModelDir, file: ModelFile) -> tuple[str, ...]:

@@ -25,7 +25,16 @@ def test_directory_takes_the_newest_level_and_its_projector(shapes_dir: Path) ->
     assert (model.name, model.level) == ("shapes", "Q4_K_M")
     assert model.text == shapes_dir / "shapes-Q4_K_M.gguf"
     assert model.mmproj == shapes_dir / "mmproj-shapes-Q8_0.gguf"
-    assert any("mmproj-shapes-Q8_0.gguf" in note for note in model.notes)
+    assert model.notes == ()
+
+
+def test_a_choice_among_projectors_is_said(shapes_dir: Path, tmp_path: Path) -> None:
+    for name in ("shapes-Q8_0.gguf", "mmproj-shapes-F16.gguf"):
+        shutil.copy2(shapes_dir / name, tmp_path)
+    shutil.copy(shapes_dir / "mmproj-shapes-F16.gguf", tmp_path / "mmproj-other.gguf")
+    model = resolve_model(str(tmp_path))
+    assert model.mmproj == tmp_path / "mmproj-other.gguf"
+    assert any("mmproj-other.gguf" in note for note in model.notes)
 
 
 def test_level_is_asked_for_in_any_case(shapes_dir: Path) -> None:
