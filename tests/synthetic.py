@@ -188,6 +188,9 @@ def draw(name: str, shape: Shape, *, seed: int) -> NDArray[np.float32]:
     normal = (raw.sum(axis=1, dtype=np.int64) - 2 * 65535).astype(np.float64) / 37837.0
     if name.endswith(".weight") and len(shape) == 1:
         values = 1.0 + 0.3 * normal
+        if "q_norm" in name or "k_norm" in name:
+            # Sharper attention: positions are heard in the answer.
+            values *= 1.5
     elif name.endswith(".bias"):
         values = 0.2 * normal
     elif "pos_embed" in name or "embed_tokens" in name:

@@ -1,9 +1,9 @@
 """The goldens' files: where they are, how their checkpoint is drawn again, how they are read.
 
 A golden folder holds checkpoint/ (config, tokenizer, templates: everything but weights), then
-weights.json (names, shapes, dtype, seed and shard of every tensor), converter.json (what llama.cpp's
-converter made of it) and reference.npz (what transformers computes with it). `shapes` has
-converter.json alone: its checkpoint is part of the product.
+weights.json (names, shapes, dtype, seed and shard of every tensor), converter.json (what
+llama.cpp's converter made of it) and reference.npz (what transformers computes with it).
+`shapes` has converter.json alone: its checkpoint is part of the product.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
     source = GOLDENS / golden
     shutil.copytree(source / "checkpoint", folder, dirs_exist_ok=True)
     weights = read_golden_json(source / "weights.json")
-    dtype = dtype or weights["dtype"]
+    stored_as = dtype or str(weights["dtype"])
     shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, (shape, shard) in weights["tensors"].items():
         file = f"model-{shard:05}-of-{weights['shards']:05}.safetensors"
@@ -78,7 +78,7 @@ def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
         write_safetensors(
             folder / file,
             {
-                name: (dtype, shape, encode(draw(name, shape, seed=weights["seed"]), dtype))
+                name: (stored_as, shape, encode(draw(name, shape, seed=weights["seed"]), stored_as))
                 for name, shape in shapes.items()
             },
         )

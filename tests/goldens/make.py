@@ -40,7 +40,12 @@ QWEN3_VL: dict[str, Any] = {
         "num_key_value_heads": 2,
         "num_hidden_layers": 3,
         "vocab_size": 320,
-        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [6, 5, 5],
+            "rope_theta": 100.0,
+            "rope_type": "default",
+        },
     },
     "vision": {
         "hidden_size": 48,

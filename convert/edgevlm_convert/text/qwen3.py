@@ -15,6 +15,8 @@ from edgevlm_convert.rules import Drop, Rename, Rule
 _DEFAULT_HEAD_DIM = 128
 _DEFAULT_ROPE_THETA = 500_000.0
 _DEFAULT_MROPE_SECTION = (24, 20, 20)
+# Radians per token that a rotary pair may miss before answers suffer; Qwen3-VL's own is 4e-7.
+_MAX_LOST_ROTATION = 1e-3
 
 
 def build_qwen3_vl(config: Section, prefix: str) -> Part:
@@ -102,7 +104,22 @@ def _rope(text: Section, head_dim: int) -> tuple[float, list[int]]:
         sections = rope.integers("mrope_section", low=1, high=4096, max_length=3)
     if len(sections) != 3 or 2 * sum(sections) != head_dim:
         rope.fail("mrope_section", f"three numbers with the sum {head_dim / 2:g}, half a head")
+    _check_rotated(rope, theta, sections)
     return theta, sections
+
+
+def _check_rotated(rope: Section, theta: float, sections: list[int]) -> None:
+    """Refuse sections that leave a rotary pair unrotated in llama.cpp alone, if it turns fast.
+
+    Pair i belongs to time, height or width by i % 3, below three times that section. transformers
+    rotates the pairs beyond by time, ggml by a fourth position, which is 0 for text
+    (ggml-cpu/ops.cpp, `ggml_mrope_cache_init`; llama-graph.cpp, `llm_graph_input_pos`).
+    """
+    half = sum(sections)
+    for pair in range(half):
+        lost = theta ** (-pair / half)
+        if pair >= 3 * sections[pair % 3] and lost > _MAX_LOST_ROTATION:
+            rope.fail("mrope_section", f"sections that cover rotary pair {pair} in llama.cpp")
 
 
 def _model_rules(config: Section, prefix: str, n_embd: int) -> list[Rule]:

@@ -1,0 +1,71 @@
+"""Fixtures of the converter's tests: the second golden's checkpoint, a tiny one, and its tricks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.goldens.files import redraw
+from tests.synthetic import write_checkpoint
+
+Header = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden `qwen3_vl`, weights drawn again; never to be written."""
+    return redraw("qwen3_vl", tmp_path_factory.mktemp("golden") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint in one file; never to be written."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def broken(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to break."""
+    return shutil.copytree(tiny, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def edit_json(broken: Path) -> Callable[[str, Callable[[Any], Any]], None]:
+    """Change a JSON file of the broken checkpoint: (name, change); change returns or edits."""
+
+    def edit(name: str, change: Callable[[Any], Any]) -> None:
+        path = broken / name
+        value = json.loads(path.read_text(encoding="utf-8"))
+        changed = change(value)
+        path.write_text(json.dumps(value if changed is None else changed), encoding="utf-8")
+
+    return edit
+
+
+@pytest.fixture
+def edit_header(broken: Path) -> Callable[[Callable[[Header], Any]], None]:
+    """Change the safetensors header of the broken checkpoint; the data stay as they are."""
+
+    def edit(change: Callable[[Header], Any]) -> None:
+        path = broken / "model.safetensors"
+        header, data = split_safetensors(path)
+        change(header)
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+    return edit
+
+
+def split_safetensors(path: Path) -> tuple[Header, bytes]:
+    """Return the header and the data of a safetensors file."""
+    raw = path.read_bytes()
+    n_header = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8 : 8 + n_header]), raw[8 + n_header :]
