@@ -176,6 +176,7 @@ class TextContext:
         self.n_ctx = min(options.n_ctx, self._c.llama_n_ctx(handle))
         self.n_used = 0
         self.position = 0
+        self._n_kept = 0
 
     def clear(self) -> None:
         """Forget everything."""
@@ -184,15 +185,28 @@ class TextContext:
         self.position = 0
 
     def decode_tokens(self, tokens: Sequence[int], *, n_logits: int = 0) -> None:
-        """Append tokens; the last `n_logits` positions (at most n_outputs) give logits."""
+        """Append tokens; the last `n_logits` positions keep their logits.
+
+        Args:
+            tokens: token ids, as many as fit into the context.
+            n_logits: at most n_outputs, n_batch and the number of tokens.
+        """
+        limit = min(self.options.n_outputs, self.options.n_batch, len(tokens))
+        if n_logits > limit:
+            raise ValueError(f"logits of {n_logits} positions asked, {limit} can be kept")
         n_done = 0
         while n_done < len(tokens):
-            part = np.array(tokens[n_done : n_done + self.options.n_batch], dtype=np.int32)
-            positions = np.arange(self.position, self.position + len(part), dtype=np.int32)
-            n_done += len(part)
-            wanted = max(0, min(len(part), n_logits - (len(tokens) - n_done)))
-            self._decode(len(part), token=part, pos=positions, n_logits=wanted)
-            self.position += len(part)
+            n_left = len(tokens) - n_done
+            n_part = min(self.options.n_batch, n_left)
+            if n_part < n_left:
+                # What keeps its logits stays together: each decode forgets those before.
+                n_part = min(n_part, n_left - n_logits)
+            part = np.array(tokens[n_done : n_done + n_part], dtype=np.int32)
+            positions = np.arange(self.position, self.position + n_part, dtype=np.int32)
+            n_done += n_part
+            kept = n_logits if n_done == len(tokens) else 0
+            self._decode(n_part, token=part, pos=positions, n_logits=kept)
+            self.position += n_part
 
     def decode_embeddings(
         self,
@@ -240,8 +254,6 @@ class TextContext:
         token: NDArray[np.int32] | None = None,
         embd: NDArray[np.float32] | None = None,
     ) -> None:
-        if n_logits > self.options.n_outputs:
-            raise ValueError(f"{n_logits} outputs asked, n_outputs is {self.options.n_outputs}")
         wants_logits = np.zeros(n_tokens, dtype=np.int8)
         wants_logits[n_tokens - n_logits :] = 1
         batch = self._c.llama_batch(n_tokens=n_tokens)  # what stays NULL means sequence 0
@@ -260,6 +272,7 @@ class TextContext:
                 hint="with little memory, try a smaller `--ctx`",
             )
         self.n_used += n_tokens
+        self._n_kept = n_logits
 
     def synchronize(self) -> None:
         """Wait until the device has finished; for honest clocks."""
@@ -267,6 +280,8 @@ class TextContext:
 
     def logits(self, n_positions: int) -> NDArray[np.float32]:
         """Return [n_positions, n_vocab]: the logits that the last decode kept, in order."""
+        if n_positions != self._n_kept:
+            raise ValueError(f"{n_positions} rows of logits asked, {self._n_kept} were kept")
         pointer = self._c.llama_get_logits(self.handle)
         shape = (n_positions, self.model.n_vocab)
         return np.ctypeslib.as_array(pointer, shape=shape).copy()
