@@ -7,14 +7,12 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.convert.tricks import EditHeader, EditJson, Header, split_safetensors
 from tests.goldens.files import redraw
 from tests.synthetic import write_checkpoint
-
-Header = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -38,23 +36,23 @@ def broken(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def edit_json(broken: Path) -> Callable[[str, Callable[[Any], Any]], None]:
-    """Change a JSON file of the broken checkpoint: (name, change); change returns or edits."""
+def edit_json(broken: Path) -> EditJson:
+    """Change a JSON file of the broken checkpoint: (name, change in place)."""
 
-    def edit(name: str, change: Callable[[Any], Any]) -> None:
+    def edit(name: str, change: Callable[[Header], object]) -> None:
         path = broken / name
         value = json.loads(path.read_text(encoding="utf-8"))
-        changed = change(value)
-        path.write_text(json.dumps(value if changed is None else changed), encoding="utf-8")
+        change(value)
+        path.write_text(json.dumps(value), encoding="utf-8")
 
     return edit
 
 
 @pytest.fixture
-def edit_header(broken: Path) -> Callable[[Callable[[Header], Any]], None]:
+def edit_header(broken: Path) -> EditHeader:
     """Change the safetensors header of the broken checkpoint; the data stay as they are."""
 
-    def edit(change: Callable[[Header], Any]) -> None:
+    def edit(change: Callable[[Header], object]) -> None:
         path = broken / "model.safetensors"
         header, data = split_safetensors(path)
         change(header)
@@ -62,10 +60,3 @@ def edit_header(broken: Path) -> Callable[[Callable[[Header], Any]], None]:
         path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
     return edit
-
-
-def split_safetensors(path: Path) -> tuple[Header, bytes]:
-    """Return the header and the data of a safetensors file."""
-    raw = path.read_bytes()
-    n_header = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + n_header]), raw[8 + n_header :]

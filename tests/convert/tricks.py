@@ -1,0 +1,37 @@
+"""Ways to break a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.synthetic import write_safetensors
+
+Header = dict[str, Any]
+EditJson = Callable[[str, Callable[[Header], object]], None]
+EditHeader = Callable[[Callable[[Header], object]], None]
+
+
+def split_safetensors(path: Path) -> tuple[Header, bytes]:
+    """Return the header and the data of a safetensors file."""
+    raw = path.read_bytes()
+    n_header = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8 : 8 + n_header]), raw[8 + n_header :]
+
+
+def drop_tensor(folder: Path, name: str) -> None:
+    """Write the checkpoint's file again without one tensor."""
+    path = folder / "model.safetensors"
+    header, data = split_safetensors(path)
+    header.pop("__metadata__")
+    write_safetensors(
+        path,
+        {
+            other: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+            for other, entry in header.items()
+            if other != name
+        },
+    )
