@@ -17,7 +17,7 @@ CASES: list[tuple[list[list[int]], str | None, str]] = [
     ([[128, 128]], None, "What color is the cross?"),
     ([[256, 160]], None, "How many shapes are in the image?"),
     ([[96, 224]], None, "\n\n What  is\tthis: café 12345?  \n"),
-    ([[100, 75]], None, "  two leading spaces, it's 42% o'clock\r\n\r\nnext"),
+    ([[200, 150]], None, "  two leading spaces, it's 42% o'clock\r\n\r\nnext"),
     ([[128, 128], [64, 200]], None, "Same?"),
     ([[128, 128]], "You are terse.\n", "図形はいくつ 🙂 ¿?"),
     ([], None, "\nNo image at all"),
