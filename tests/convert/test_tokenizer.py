@@ -1,0 +1,246 @@
+"""What of a tokenizer is carried over, and what llama.cpp would read otherwise and is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from edgevlm_convert import plan_conversion
+from edgevlm_convert.metadata import TypedValue
+from edgevlm_convert.pretokenizer import recognise_pre_tokenizer
+from edgevlm_convert.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
+
+from edgevlm.errors import CheckpointError, ConversionError, EdgeVLMError
+from tests.convert.tricks import EditJson, Header
+from tests.synthetic import tokenizer_json, write_checkpoint
+
+Change = Callable[[Header], object]
+PRE = tokenizer_json()["pre_tokenizer"]
+
+
+def metadata_of(folder: Path) -> dict[str, TypedValue]:
+    return dict(plan_conversion(folder).text.metadata)
+
+
+def value_of(folder: Path, key: str) -> Any:
+    found = metadata_of(folder).get(f"tokenizer.{key}")
+    return None if found is None else found.value
+
+
+def test_types_and_padding(tiny: Path) -> None:
+    tokens = cast(list[str], value_of(tiny, "ggml.tokens"))
+    types = cast(list[int], value_of(tiny, "ggml.token_type"))
+    assert len(tokens) == len(types) == 320
+    assert (tokens[0], types[0]) == ("Ā", NORMAL)
+    assert (tokens[292], types[292]) == ("<|endoftext|>", CONTROL)
+    assert (tokens[299], types[299]) == ("<tool_call>", USER_DEFINED)
+    assert list(tokens[300:]) == [f"[PAD{row}]" for row in range(300, 320)]
+    assert set(types[300:]) == {UNUSED}
+
+
+def test_ids_flags_and_template(tiny: Path) -> None:
+    values = {key: value.value for key, value in metadata_of(tiny).items() if not key.endswith("s")}
+    assert values["tokenizer.ggml.eos_token_id"] == 294
+    assert values["tokenizer.ggml.padding_token_id"] == 292
+    assert values["tokenizer.ggml.add_bos_token"] is False
+    assert "tokenizer.ggml.bos_token_id" not in values
+    assert str(values["tokenizer.chat_template"]).startswith("{% for message in messages %}")
+
+
+def test_ids_come_from_the_config_when_the_settings_name_none(
+    broken: Path, edit_json: EditJson
+) -> None:
+    def name(config: Header) -> None:
+        config["text_config"] |= {"bos_token_id": 292, "eos_token_id": 293}
+        config["pad_token_id"] = 291
+
+    edit_json("config.json", name)
+    assert value_of(broken, "ggml.bos_token_id") == 292
+    assert value_of(broken, "ggml.eos_token_id") == 294
+    assert value_of(broken, "ggml.padding_token_id") == 292
+
+
+@pytest.mark.parametrize("number", [-1, 320, 10**12])
+def test_ids_beyond_the_vocabulary(broken: Path, edit_json: EditJson, number: int) -> None:
+    edit_json("config.json", lambda config: config.update(bos_token_id=number))
+    with pytest.raises(CheckpointError, match="bos_token_id"):
+        plan_conversion(broken)
+
+
+def test_merges_as_text_and_as_pairs_are_the_same(broken: Path, edit_json: EditJson) -> None:
+    pairs = value_of(broken, "ggml.merges")
+
+    def join(tokenizer: Header) -> None:
+        tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+
+    edit_json("tokenizer.json", join)
+    assert value_of(broken, "ggml.merges") == pairs
+    assert pairs[:2] == ("t h", "th e")
+
+
+def test_the_template_of_the_settings_comes_first(broken: Path, edit_json: EditJson) -> None:
+    edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template="inline"))
+    assert value_of(broken, "chat_template") == "inline"
+    named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
+    edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=named))
+    assert value_of(broken, "chat_template") == "d"
+
+
+def test_a_template_in_json(broken: Path) -> None:
+    (broken / "chat_template.jinja").unlink()
+    (broken / "chat_template.json").write_text('{"chat_template": "json"}')
+    assert value_of(broken, "chat_template") == "json"
+    (broken / "chat_template.json").unlink()
+    assert value_of(broken, "chat_template") is None
+
+
+def test_no_normalizer_is_no_key(broken: Path, edit_json: EditJson) -> None:
+    edit_json("tokenizer.json", lambda tokenizer: tokenizer.update(normalizer=None))
+    assert "edgevlm.tokenizer.normalizer" not in metadata_of(broken)
+
+
+def test_a_large_vocabulary(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, n_tokens=20_000)
+    tokens = cast(list[str], value_of(tmp_path, "ggml.tokens"))
+    assert len(set(tokens)) == 20_020
+    assert len(value_of(tmp_path, "ggml.merges")) == 20_000 - 256 - 8
+
+
+# --- the pre-tokenizer ----------------------------------------------------------------------------
+
+
+def _steps(change: Callable[[list[dict[str, Any]]], object]) -> dict[str, Any]:
+    changed = copy.deepcopy(PRE)
+    change(changed["pretokenizers"])
+    return changed
+
+
+KNOWN: dict[str, Any] = {
+    "as saved": PRE,
+    "offsets do not matter": _steps(lambda steps: steps[1].update(trim_offsets=True)),
+    "default left out": _steps(lambda steps: steps[0].pop("invert")),
+}
+UNKNOWN: dict[str, Any] = {
+    "none": None,
+    "another expression": _steps(lambda s: s[0]["pattern"].update(Regex=r"\p{N}{1,3}")),
+    "a plain string": _steps(lambda s: s[0].update(pattern={"String": " "})),
+    "another behavior": _steps(lambda s: s[0].update(behavior="Removed")),
+    "inverted": _steps(lambda s: s[0].update(invert=True)),
+    "a space in front": _steps(lambda s: s[1].update(add_prefix_space=True)),
+    "two expressions": _steps(lambda s: s[1].update(use_regex=True)),
+    "only bytes": _steps(lambda s: s.pop(0)),
+    "digits too": _steps(lambda s: s.insert(0, {"type": "Digits", "individual_digits": True})),
+    "another kind": {"type": "Whitespace"},
+    "not an object": 5,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_qwen2_pre_tokenizer_is_known_by_its_structure(name: str) -> None:
+    assert recognise_pre_tokenizer(KNOWN[name]) == "qwen2"
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_any_other_structure_is_shown_beside_the_nearest(name: str) -> None:
+    with pytest.raises(ConversionError) as caught:
+        recognise_pre_tokenizer(UNKNOWN[name])
+    assert caught.value.message.startswith("unknown pre-tokenizer: ")
+    assert "nearest known one is qwen2: Split regex=" in caught.value.hint
+
+
+# --- what cannot be carried over ------------------------------------------------------------------
+
+
+def _model(**values: Any) -> Change:
+    return lambda tokenizer: tokenizer["model"].update(values)
+
+
+def _vocabulary(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda tokenizer: change(tokenizer["model"]["vocab"])
+
+
+def _added(number: int, **values: Any) -> Change:
+    return lambda tokenizer: tokenizer["added_tokens"][number].update(values)
+
+
+def _without_added(content: str) -> Change:
+    def change(tokenizer: Header) -> None:
+        tokenizer["added_tokens"] = [
+            token for token in tokenizer["added_tokens"] if token["content"] != content
+        ]
+
+    return change
+
+
+REFUSED: list[tuple[str, Change, str]] = [
+    ("unigram", _model(type="Unigram"), "not byte-level BPE"),
+    ("no model", lambda t: t.pop("model"), "`model` is missing"),
+    ("another decoder", lambda t: t.update(decoder={"type": "Metaspace"}), "not byte-level BPE"),
+    ("byte fallback", _model(byte_fallback=True), "`model.byte_fallback`"),
+    ("dropout", _model(dropout=0.1), "`model.dropout`"),
+    ("unknown token", _model(unk_token="<unk>"), "`model.unk_token`"),
+    ("ignored merges", _model(ignore_merges=True), "`model.ignore_merges`"),
+    ("word suffix", _model(end_of_word_suffix="</w>"), "`model.end_of_word_suffix`"),
+    ("normalizer", lambda t: t.update(normalizer={"type": "Lowercase"}), "normalizer `Lowercase`"),
+    (
+        "tokens added by itself",
+        lambda t: t.update(post_processor={"type": "RobertaProcessing"}),
+        "post-processor `RobertaProcessing`",
+    ),
+    ("no vocabulary", _model(vocab={}), "`model.vocab`"),
+    ("vocabulary is a list", _model(vocab=[]), "`model.vocab`"),
+    ("no merges", _model(merges=None), "`model.merges` is missing"),
+    ("merge of three", _model(merges=[["t", "h", "e"]]), "is not a merge"),
+    ("merge of numbers", _model(merges=[[1, 2]]), "is not a merge"),
+    ("merge of unknown tokens", _model(merges=[["t", "zzz"]]), "is of no known tokens"),
+    ("id is a word", _vocabulary(lambda v: v.update(a="5")), "token `a` has the id `5`"),
+    ("id is negative", _vocabulary(lambda v: v.update(a=-5)), "token `a` has the id `-5`"),
+    ("id is true", _vocabulary(lambda v: v.update(a=True)), "token `a` has the id `True`"),
+    ("id twice", _vocabulary(lambda v: v.update(a=0)), "two tokens have the same id"),
+    ("id beyond the embedding", _vocabulary(lambda v: v.update(a=320)), "only 320 rows"),
+    ("added id beyond it", _added(7, id=400), "only 320 rows"),
+    ("added id is a word", _added(0, id="0"), "`added_tokens[].id`"),
+    ("added token is a number", _added(0, content=5), "`added_tokens[].content`"),
+    ("added twice", _added(0, id=3), "contradicts the vocabulary"),
+    ("no vision start", _without_added("<|vision_start|>"), "`<|vision_start|>`"),
+    ("no vision end", _without_added("<|vision_end|>"), "`<|vision_end|>`"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_refused(broken: Path, edit_json: EditJson, change: Change, expected: str) -> None:
+    edit_json("tokenizer.json", change)
+    # Without it the second file would contradict the first before anything else is seen.
+    edit_json("tokenizer_config.json", lambda settings: settings.pop("added_tokens_decoder"))
+    with pytest.raises(EdgeVLMError) as caught:
+        plan_conversion(broken)
+    assert expected in caught.value.message
+    assert caught.value.hint
+
+
+def test_settings_that_add_another_token(broken: Path, edit_json: EditJson) -> None:
+    def add(settings: Header) -> None:
+        settings["added_tokens_decoder"]["300"] = {"content": "<extra>", "special": True}
+
+    edit_json("tokenizer_config.json", add)
+    with pytest.raises(ConversionError, match="adds token `<extra>`"):
+        plan_conversion(broken)
+
+
+def test_a_vocabulary_far_smaller_than_the_embedding(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", text={"vocab_size": 300 + 1024})
+    assert len(value_of(tmp_path / "a", "ggml.tokens")) == 1324
+    write_checkpoint(tmp_path / "b", text={"vocab_size": 300 + 1025})
+    with pytest.raises(ConversionError, match="1025 rows without a token"):
+        plan_conversion(tmp_path / "b")
+
+
+def test_a_vocabulary_larger_than_the_embedding(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, text={"vocab_size": 299})
+    with pytest.raises(ConversionError, match="has only 299 rows"):
+        plan_conversion(tmp_path)
