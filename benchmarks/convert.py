@@ -7,9 +7,9 @@ the model's size. Measured on a random checkpoint of 0.5 billion parameters in t
 architecture (`random_checkpoint.py`): seconds from start to exit of every process, the largest
 ru_maxrss of any of them, and the bytes that were written.
 
-The peer makes the same two files, text model Q4_K_M and projector Q8_0: `convert_hf_to_gguf.py` for
-the text model (`--outtype auto`), again for the projector (`--mmproj --outtype q8_0`), then
-llama.cpp's quantizer on all cores: `llama-quantize` if one is named, else the same function of the
+The peer makes the same two files, text model Q4_K_M and projector Q8_0, as llama.cpp's
+tools/quantize/README.md shows it: `convert_hf_to_gguf.py` for the text model (`--outtype auto`, here
+BF16), again for the projector (`--mmproj --outtype q8_0`), then llama.cpp's quantizer on all cores: `llama-quantize` if one is named, else the same function of the
 installed llama-cpp-python, called in a process of its own. Random vocabularies are not in the
 converter's list of hashes, so that one lookup is answered for it; nothing else of it is touched.
 
@@ -108,7 +108,7 @@ def main() -> None:
                 hashes.setdefault(side, []).append(final_hash(work / "out"))
                 say(f"run {index + 1} {side}: {runs[-1].seconds:.2f} s")
                 shutil.rmtree(work / "out")
-    document = report(args, disk, ours, peer)
+        document = report(args, checkpoint, disk, ours, peer)
     if any(len(set(values)) != 1 for values in hashes.values()):
         sys.exit("error: two runs of one side wrote different bytes")
     print_table(document, ours, peer)
@@ -211,7 +211,11 @@ def disk_bandwidth(folder: Path) -> dict[str, float]:
 
 
 def report(
-    args: argparse.Namespace, disk: dict[str, float], ours: list[Run], peer: list[Run]
+    args: argparse.Namespace,
+    checkpoint: Path,
+    disk: dict[str, float],
+    ours: list[Run],
+    peer: list[Run],
 ) -> dict[str, object]:
     our_seconds = statistics.median(run.seconds for run in ours)
     peer_seconds = statistics.median(run.seconds for run in peer)
@@ -221,6 +225,7 @@ def report(
         "benchmark": "convert",
         "machine": machine(),
         "versions": {name: version(name) for name in ("edgevlm", "llama-cpp-python", "numpy")},
+        "checkpoint": describe_checkpoint(checkpoint),
         "peer_quantize": "llama-quantize" if args.peer_quantize else "llama_model_quantize",
         "disk": disk,
         "median_seconds": {"edgevlm": our_seconds, "llama.cpp": peer_seconds},
@@ -238,6 +243,16 @@ def report(
             "edgevlm": [asdict(run) for run in ours],
             "llama.cpp": [asdict(run) for run in peer],
         },
+    }
+
+
+def describe_checkpoint(folder: Path) -> dict[str, object]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    keys = ("hidden_size", "num_hidden_layers", "vocab_size")
+    return {
+        **{key: config["text_config"][key] for key in keys},
+        "vision_hidden_size": config["vision_config"]["hidden_size"],
+        "weights_bytes": (folder / "model.safetensors").stat().st_size,
     }
 
 

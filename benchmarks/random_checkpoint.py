@@ -1,11 +1,11 @@
 """A random Qwen3-VL checkpoint of a given size, for benchmarks: real shapes, meaningless weights.
 
-    python benchmarks/random_checkpoint.py FOLDER [--layers 32] [--hidden 960] ...
+    python benchmarks/random_checkpoint.py FOLDER [--layers 22] [--hidden 960] ...
 
-The defaults have 0.5 billion parameters: a text model of SmolLM2-360M's shape (32 layers of 960)
-and a vision tower of SigLIP-base's shape (12 layers of 768), the two halves of small VLMs in the
-field. The tokenizer is a byte-level BPE with the qwen2 pre-tokenizer and as many random merges as
-the vocabulary has room for.
+The defaults have 0.5 billion parameters: a text model of SmolLM2-360M's width (960, 15 heads of 64)
+with Qwen3-VL's own size of vocabulary (151,936) and 22 layers, and a vision tower of SigLIP-base's
+shape (12 layers of 768). The tokenizer is a byte-level BPE with the qwen2 pre-tokenizer and as many
+random merges as the vocabulary has room for.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ CHUNK = 1 << 22
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--hidden", type=int, default=960)
     parser.add_argument("--ffn", type=int, default=2560)
     parser.add_argument("--heads", type=int, default=15)
     parser.add_argument("--kv-heads", type=int, default=5)
     parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--vocabulary", type=int, default=49_280)
+    parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--vision-layers", type=int, default=12)
     parser.add_argument("--vision-hidden", type=int, default=768)
     parser.add_argument("--vision-ffn", type=int, default=3072)
