@@ -10,6 +10,7 @@ from edgevlm.cli import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
     import numpy as np
     from numpy.typing import NDArray
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from edgevlm.build.resolve import ResolvedModel
     from edgevlm.runtime.answer import Answer, ImageCost
     from edgevlm.runtime.sampling import SamplingParams
+
+_MAX_QUESTION = 4_000_000
 
 
 def chat(
@@ -167,21 +170,37 @@ class _Stream:
 
 
 def _question(prompt: str | None) -> str:
+    from edgevlm.errors import PromptError
+
+    question = prompt if prompt is not None else _from_stdin()
+    if not question.strip():
+        raise PromptError("there is no question", hint='ask one: `-p "What is this?"`, or on stdin')
+    return question
+
+
+def _from_stdin() -> str:
+    """Read one line from a terminal, all there is from a pipe."""
     import sys
 
     from edgevlm.errors import PromptError
 
-    if prompt is not None:
-        question = prompt
-    elif sys.stdin.isatty():
-        sys.stderr.write("question: ")
-        sys.stderr.flush()
-        question = sys.stdin.readline().strip()
-    else:
-        question = sys.stdin.read().strip()
-    if not question.strip():
-        raise PromptError("there is no question", hint='ask one: `-p "What is this?"`, or on stdin')
-    return question
+    stdin: TextIO | None = sys.stdin
+    if stdin is None:  # the shell closed it: `<&-`
+        return ""
+    try:
+        if stdin.isatty():
+            sys.stderr.write("question: ")
+            sys.stderr.flush()
+            return stdin.readline().strip()
+        text = stdin.read(_MAX_QUESTION + 1).strip()
+    except UnicodeDecodeError:
+        raise PromptError("stdin is not UTF-8 text", hint="pass the question with `-p`") from None
+    if len(text) > _MAX_QUESTION:
+        raise PromptError(
+            f"the question on stdin is longer than {_MAX_QUESTION:,} characters",
+            hint="shorten it: no context holds that much",
+        )
+    return text
 
 
 def _sampling(*, temperature: float, seed: int | None, max_tokens: int) -> SamplingParams:

@@ -163,6 +163,8 @@ class TextContext:
 
     Attributes:
         n_ctx: tokens that fit.
+        n_batch: most tokens per decode.
+        n_outputs: most positions whose logits one decode keeps.
         n_used: cells of the KV cache in use, one per token.
         position: of the next token. An image of an M-RoPE model moves it by less than its tokens.
     """
@@ -174,13 +176,16 @@ class TextContext:
         self.options = options
         # llama.cpp rounds up to 256: what the user asked for is what the user gets.
         self.n_ctx = min(options.n_ctx, self._c.llama_n_ctx(handle))
+        self.n_batch = _n_batch(options)
+        self.n_outputs = min(options.n_outputs, self.n_batch)
         self.n_used = 0
         self.position = 0
         self._n_kept = 0
 
     def clear(self) -> None:
         """Forget everything."""
-        self._c.llama_memory_clear(self._c.llama_get_memory(self.handle), True)
+        # The cells are only marked free: to zero their data takes longer than a short question.
+        self._c.llama_memory_clear(self._c.llama_get_memory(self.handle), False)
         self.n_used = 0
         self.position = 0
 
@@ -189,15 +194,15 @@ class TextContext:
 
         Args:
             tokens: token ids, as many as fit into the context.
-            n_logits: at most n_outputs, n_batch and the number of tokens.
+            n_logits: at most n_outputs, and the number of tokens.
         """
-        limit = min(self.options.n_outputs, self.options.n_batch, len(tokens))
+        limit = min(self.n_outputs, len(tokens))
         if n_logits > limit:
             raise ValueError(f"logits of {n_logits} positions asked, {limit} can be kept")
         n_done = 0
         while n_done < len(tokens):
             n_left = len(tokens) - n_done
-            n_part = min(self.options.n_batch, n_left)
+            n_part = min(self.n_batch, n_left)
             if n_part < n_left:
                 # What keeps its logits stays together: each decode forgets those before.
                 n_part = min(n_part, n_left - n_logits)
@@ -228,7 +233,7 @@ class TextContext:
             ModelLoadError: an image that must be seen whole does not fit into one batch.
         """
         n_tokens = len(rows)
-        step = self.options.n_batch
+        step = self.n_batch
         if not causal and n_tokens > step:
             # ggml would abort the process.
             raise ModelLoadError(
@@ -287,6 +292,11 @@ class TextContext:
         return np.ctypeslib.as_array(pointer, shape=shape).copy()
 
 
+def _n_batch(options: ContextOptions) -> int:
+    # llama_decode aborts the process when a batch is larger than was said here.
+    return min(options.n_batch, options.n_ctx)
+
+
 @contextmanager
 def open_context(model: TextModel, options: ContextOptions) -> Generator[TextContext]:
     """Make a context of `model`.
@@ -297,7 +307,7 @@ def open_context(model: TextModel, options: ContextOptions) -> Generator[TextCon
     c: Any = load_library().llama
     params = c.llama_context_default_params()
     params.n_ctx = options.n_ctx
-    params.n_batch = params.n_ubatch = min(options.n_batch, options.n_ctx)
+    params.n_batch = params.n_ubatch = _n_batch(options)
     params.n_outputs_max = min(options.n_outputs, params.n_batch)
     params.n_seq_max = 1
     params.n_threads = params.n_threads_batch = options.n_threads

@@ -7,6 +7,7 @@ import binascii
 import io
 import os
 import stat
+import struct
 import urllib.parse
 import warnings
 from pathlib import Path
@@ -24,6 +25,18 @@ _FORMATS = "JPEG, PNG, WebP, GIF, TIFF or BMP"
 # What decodes without asking another program and has no place for one: no EPS, PDF or the like.
 _DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 _WHITE = 255
+# Decoders of broken files raise whatever their parser stumbled over.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+)
 
 
 def load_image(
@@ -121,8 +134,7 @@ def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         ) from None
     except MemoryError:
         raise ImageError(f"there is no memory to decode {name}", hint="make it smaller") from None
-    # Decoders of broken files raise whatever their parser stumbled over.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+    except _DECODER_ERRORS as error:
         raise ImageError(
             f"{name} is damaged or truncated: {error}", hint="save or download it again"
         ) from None
@@ -137,10 +149,10 @@ def _not_an_image(name: str, data: bytes) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
         # Pillow clips these to 255, which turns a 16-bit picture white: keep the high byte.
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         scale = _WHITE if values.max(initial=0.0) <= 1.0 else 1
         return Image.fromarray((values * scale).clip(0, _WHITE).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

@@ -118,6 +118,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._image_span = image_span
         self._normalizer = normalizer
+        self._takes_lists = self._walks_lists()
         # Longest first: `<|im|>` must not cut `<|im|>_end` short.
         longest_first = sorted((token for token in control_tokens if token), key=len, reverse=True)
         alternatives = "|".join(re.escape(token) for token in longest_first)
@@ -132,11 +133,17 @@ class ChatTemplate:
             PromptError: the template fails, drops a text, or does not show every image.
         """
         texts: dict[str, str] = {}
-        as_lists = self._takes_lists()
         rendered = self._render(
-            [self._mask(message, texts, as_list=as_lists) for message in messages],
+            [self._mask(message, texts, as_list=self._takes_lists) for message in messages],
             add_generation_prompt=add_generation_prompt,
         )
+        if any(f"'{key}'" in rendered for key in texts):
+            # The list itself was printed: some templates walk a user's content, not a system's.
+            texts = {}
+            rendered = self._render(
+                [self._mask(message, texts, as_list=bool(message.images)) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+            )
         n_images = sum(len(message.images) for message in messages)
         return self._split(rendered, texts, n_images)
 
@@ -151,7 +158,7 @@ class ChatTemplate:
             and first.text.startswith(bos)
         )
 
-    def _takes_lists(self) -> bool:
+    def _walks_lists(self) -> bool:
         """Try whether the template walks through a list of content parts, or prints it as it is."""
         probe = secrets.token_hex(16)
         message = {"role": "user", "content": [{"type": "text", "text": probe}]}

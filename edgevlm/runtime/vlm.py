@@ -157,7 +157,7 @@ class VLM:
         layout = self._lay_out(prompt, images, n_more=len(answer) - 1)
         self._prefill(layout)
         rows = [self._context.logits(1)]
-        step = self._context.options.n_outputs
+        step = self._context.n_outputs
         for start in range(0, len(answer) - 1, step):
             part = answer[start : min(start + step, len(answer) - 1)]
             self._context.decode_tokens(part, n_logits=len(part))

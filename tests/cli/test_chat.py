@@ -107,6 +107,27 @@ def test_question_at_a_terminal(
     assert run.err.startswith("question: ")
 
 
+@pytest.mark.parametrize(
+    ("stdin", "words"),
+    [
+        (io.TextIOWrapper(io.BytesIO(b"caf\xe9")), "not UTF-8"),
+        (io.StringIO("x" * 4_000_001), "longer than 4,000,000"),
+        (io.StringIO(""), "no question"),
+        (None, "no question"),
+    ],
+)
+def test_bad_stdin(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stdin: io.TextIOBase | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    run = Run(capsys, "-m", "shapes")
+    assert run.status == 1
+    assert words in run.err
+
+
 def test_text_alone(capsys: pytest.CaptureFixture[str], shapes_dir: Path) -> None:
     run = Run(
         capsys, "-m", shapes_dir, "-p", "Hello", "--system", "Be kind.", "--json", "--threads", 1

@@ -53,6 +53,14 @@ def test_logits_of_one_by_one_equal_those_of_all_at_once(text_model: TextModel) 
             np.testing.assert_allclose(context.logits(1)[0], row, atol=ATOL)
 
 
+def test_more_tokens_than_the_context_holds(text_model: TextModel) -> None:
+    with (
+        open_context(text_model, options(n_ctx=16)) as context,
+        pytest.raises(ModelLoadError, match="failed to decode"),
+    ):
+        context.decode_tokens([10] * 600)
+
+
 def test_logits_that_were_not_kept(text_model: TextModel) -> None:
     with open_context(text_model, options(n_outputs=2)) as context:
         with pytest.raises(ValueError, match="2 can be kept"):

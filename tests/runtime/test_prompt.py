@@ -121,6 +121,15 @@ def test_a_template_that_takes_strings_only() -> None:
         made.parts(conversation("hi", [IMAGE]))
 
 
+def test_a_template_that_walks_lists_of_the_user_only() -> None:
+    made = template(
+        "{% for m in messages %}{% if m.role == 'system' %}[{{ m.content }}]"
+        "{% elif m.content is string %}{{ m.content }}"
+        "{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    assert text_of(made.parts(conversation("hi", system="be kind"))) == "[be kind]hi"
+
+
 def test_template_that_shows_no_image() -> None:
     source = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
     with pytest.raises(PromptError, match="shows 0 images, 1 were given"):
