@@ -8,10 +8,11 @@ architecture (`random_checkpoint.py`): seconds from start to exit of every proce
 ru_maxrss of any of them, and the bytes that were written.
 
 The peer makes the same two files, text model Q4_K_M and projector Q8_0, as llama.cpp's
-tools/quantize/README.md shows it: `convert_hf_to_gguf.py` for the text model (`--outtype auto`, here
-BF16), again for the projector (`--mmproj --outtype q8_0`), then llama.cpp's quantizer on all cores: `llama-quantize` if one is named, else the same function of the
-installed llama-cpp-python, called in a process of its own. Random vocabularies are not in the
-converter's list of hashes, so that one lookup is answered for it; nothing else of it is touched.
+tools/quantize/README.md shows it: `convert_hf_to_gguf.py` for the text model (`--outtype auto`:
+BF16) and for the projector (`--mmproj --outtype q8_0`), then llama.cpp's quantizer on all cores:
+`llama-quantize` if one is named, else the same function of the installed llama-cpp-python, called
+in a process of its own. Random vocabularies are not in the converter's list of hashes, so that one
+lookup is answered for it; nothing else of it is touched.
 
 Both sides run in turn, warm cache, outputs deleted and the disk synced between runs. ru_maxrss
 counts mapped pages of a file as memory, as the kernel does; this process stays small because Linux
