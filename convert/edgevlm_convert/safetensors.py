@@ -80,9 +80,9 @@ class SourceTensor:
         raw = _pread(self.path, self.offset + start * width, (stop - start) * width)
         bits: Bits = np.frombuffer(raw, dtype=f"<u{width}")
         exponent = _EXPONENT[self.dtype]
-        special = (bits & exponent) == exponent
-        if special.any():
-            first = int(special.argmax())
+        exponents = bits & exponent
+        if exponents.size and int(exponents.max()) == exponent:
+            first = int(exponents.argmax())
             value = float(widen(bits[first : first + 1], self.dtype)[0])
             raise ConversionError(
                 f"tensor {quoted(self.name)} holds {value} at element {start + first}",
@@ -94,7 +94,9 @@ class SourceTensor:
 def widen(bits: Bits, dtype: str) -> NDArray[np.float32]:
     """Return the float32 values of "F32", "F16" or "BF16" bits."""
     if dtype == "BF16":
-        return (bits.astype(np.uint32) << 16).view(np.float32)
+        wide = bits.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     if dtype == "F16":
         return bits.view(np.float16).astype(np.float32)
     return bits.view(np.float32)

@@ -32,9 +32,11 @@ VERSION = 3
 ALIGNMENT = 32
 FLOAT_TYPES = ("F32", "F16", "BF16")
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-# Float32 values of one slab: 2 MiB, small beside the memory bound, large beside the cost of a job.
-_SLAB_VALUES = 1 << 19
-# More threads than this only add slabs in flight: the reader and the disk are the limit by then.
+# Float32 values of one slab: 512 KiB. With 16 threads some 100 copies of it are alive at once; half
+# a million bytes still take far longer to encode than a job takes to hand over.
+_SLAB_VALUES = 1 << 17
+# Without an encoder the work is copying: more threads than this only make malloc keep more arenas.
+_MAX_COPYING_THREADS = 4
 _MAX_THREADS = 16
 # Slabs that may wait, encoded, behind a slow one: one of Q4_K takes as long as thirty of Q5_0, and
 # with fewer waiting the other threads stand still (benchmarks/convert.py: a tenth of the time).
@@ -141,7 +143,8 @@ def write_gguf(
     Raises:
         ConversionError: a value that its tensor type cannot hold.
     """
-    threads = max(1, min(n_threads or os.cpu_count() or 1, _MAX_THREADS))
+    most = _MAX_COPYING_THREADS if encoder is None else _MAX_THREADS
+    threads = max(1, min(n_threads or os.cpu_count() or 1, most))
     executor = ThreadPoolExecutor(threads, thread_name_prefix="edgevlm-encode")
     try:
         with (
