@@ -2,10 +2,12 @@
 
     python benchmarks/startup.py [--runs 15]
 
-The claims: `edgevlm --help` within 0.2 s, `import edgevlm` within 0.05 s, `edgevlm inspect` of a file
-with a vocabulary of 150,000 tokens (and 300,000 merges) within 0.5 s. Each is a process from start to
-exit, after one that is not counted; a bare `python -c pass` stands beside them, because that much is
-Python's own. The peer for `inspect` is gguf-py's `gguf-dump --no-tensors` on the same file.
+The claims: `edgevlm --help` within 0.2 s, `import edgevlm` within 0.05 s, `edgevlm inspect` of
+    a file
+with a vocabulary of 150,000 tokens (and 300,000 merges) within 0.5 s. Each is a process from start
+to exit, after one that is not counted; a bare `python -c pass` stands beside them, because that
+much
+is Python's own. The peer for `inspect` is gguf-py's `gguf-dump --no-tensors` on the same file.
 
 stderr gets the table (median, minimum, maximum), stdout one JSON document.
 """

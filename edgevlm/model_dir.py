@@ -163,11 +163,19 @@ class ModelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDir:
-    """A folder with GGUF files, newest first, and its manifest if it has one."""
+    """A folder with GGUF files.
+
+    Attributes:
+        folder: where.
+        manifest: None when it has none.
+        files: newest first.
+        skipped: why a file that no manifest knows was left out, a sentence each.
+    """
 
     folder: Path
     manifest: Manifest | None
     files: tuple[ModelFile, ...]
+    skipped: tuple[str, ...] = ()
 
     def of_role(self, role: Role) -> tuple[ModelFile, ...]:
         """Return the files of one role, most recently written first."""
@@ -189,24 +197,38 @@ def open_model_dir(folder: Path) -> ModelDir:
 
     Raises:
         SourceNotFoundError: it has none.
-        GGUFError: a file of the manifest has another size than was written (a broken download).
+        GGUFError: a file of the manifest has another size than was written (a broken download), or
+            there are files and none can be read.
         ManifestError: its manifest is not valid.
     """
     manifest = read_manifest(folder)
     entries = {entry.name: entry for entry in manifest.files} if manifest else {}
     files: list[ModelFile] = []
+    broken: list[GGUFError] = []
     for path in sorted(folder.glob("*.gguf")):
         if path.name.startswith("."):
             continue
         entry = entries.get(path.name)
-        files.append(_known_file(path, entry) if entry else _found_file(path))
+        try:
+            files.append(_known_file(path, entry) if entry else _found_file(path))
+        except GGUFError as error:
+            if entry is not None:
+                raise
+            broken.append(error)
+    if not files and broken:
+        raise broken[0]
     if not files:
         raise SourceNotFoundError(
             f"`{folder}` holds no GGUF file",
             hint="convert a checkpoint first: `edgevlm convert CHECKPOINT`",
         )
     newest_first = sorted(files, key=lambda file: (file.mtime_ns, file.path.name), reverse=True)
-    return ModelDir(folder=folder, manifest=manifest, files=tuple(newest_first))
+    return ModelDir(
+        folder=folder,
+        manifest=manifest,
+        files=tuple(newest_first),
+        skipped=tuple(f"left out: {error.message}" for error in broken),
+    )
 
 
 def _known_file(path: Path, entry: FileEntry) -> ModelFile:

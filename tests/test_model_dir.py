@@ -85,6 +85,19 @@ def test_files_without_a_manifest(model: Path) -> None:
     }
 
 
+def test_a_broken_neighbour_is_left_out_and_said(model: Path) -> None:
+    (model / "other.gguf").write_bytes(b"GGUF but no more")
+    opened = open_model_dir(model)
+    assert len(opened.files) == 6
+    assert any("other.gguf" in why for why in opened.skipped)
+
+
+def test_only_broken_files(tmp_path: Path) -> None:
+    (tmp_path / "other.gguf").write_bytes(b"GGUF but no more")
+    with pytest.raises(GGUFError, match=r"other\.gguf"):
+        open_model_dir(tmp_path)
+
+
 def test_no_gguf(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="no GGUF"):
         open_model_dir(tmp_path)

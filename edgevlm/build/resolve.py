@@ -87,7 +87,7 @@ def resolve_model(
         level=text.level,
         text=text.path,
         mmproj=projector,
-        notes=(*notes, *more),
+        notes=(*model.skipped, *notes, *more),
     )
 
 

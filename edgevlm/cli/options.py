@@ -91,7 +91,11 @@ MmprojOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, max=1024, help="Threads (default: all cores).", show_default=False
+        "--threads",
+        min=1,
+        max=1024,
+        help="Threads (default: all cores; fewer for tiny models).",
+        show_default=False,
     ),
 ]
 CtxOption = Annotated[

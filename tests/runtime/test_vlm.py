@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from edgevlm.runtime.answer import ImageCost
 from edgevlm.runtime.layout import VISUAL_TOKEN, Pixels
 from edgevlm.runtime.prompt import Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
-from edgevlm.runtime.vlm import VLM, open_vlm
+from edgevlm.runtime.vlm import VLM, default_threads, open_vlm
 
 Picture = Callable[[int], Pixels]
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("token_ids.json").read_text())
@@ -216,3 +217,12 @@ def test_truncated_files(shapes_dir: Path, tmp_path: Path, which: str, n_bytes: 
     with pytest.raises(GGUFError) as caught, opening:
         pytest.fail("it was opened")
     assert caught.value.hint
+
+
+def test_tiny_models_get_one_thread_and_large_ones_all(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    with path.open("wb") as file:
+        file.truncate(6 << 20)
+        assert default_threads(path) == 1
+        file.truncate(64 << 30)  # a hole: no byte of it is stored
+        assert default_threads(path) == len(os.sched_getaffinity(0))
