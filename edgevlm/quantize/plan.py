@@ -23,6 +23,8 @@ from edgevlm.ggml_types import TENSOR_TYPES
 from edgevlm.quantize.profile import QuantProfile, Rule
 
 _LAST_RESORT = "F16"
+# What can be quantized: tables of integers stay as they are.
+_FLOATS = ("F32", "F16", "BF16")
 _BLOCK_NUMBER = re.compile(r"blk\.\s*([+-]?\d+)")
 _PROJECTOR_BLOCK_NUMBER = re.compile(r"[a-z]+\.blk\.(\d+)\.")
 
@@ -254,7 +256,8 @@ def _role(roles: Sequence[tuple[str, str]], name: str) -> str:
 
 def _is_quantized_in_text(tensor: TensorInfo) -> bool:
     return (
-        _n_dimensions(tensor.shape) in (2, 3)
+        tensor.type in _FLOATS
+        and _n_dimensions(tensor.shape) in (2, 3)
         and tensor.name.endswith("weight")
         and tensor.name not in _KEPT_NAMES
         and not any(part in tensor.name for part in _KEPT_PARTS)
@@ -263,7 +266,8 @@ def _is_quantized_in_text(tensor: TensorInfo) -> bool:
 
 def _is_projector_matrix(tensor: TensorInfo) -> bool:
     return (
-        _n_dimensions(tensor.shape) == 2
+        tensor.type in _FLOATS
+        and _n_dimensions(tensor.shape) == 2
         and tensor.name.endswith(".weight")
         and not any(part in tensor.name for part in _PROJECTOR_KEPT_PARTS)
     )

@@ -29,18 +29,24 @@ def plan_quantize(source: Path, encoder: LevelEncoder) -> GGUFPlan:
 
     Raises:
         SourceNotFoundError: there is no such file.
-        GGUFError: it is broken, a projector where a text model is due or the other way round, or
-            one part of a split model.
+        GGUFError: it is broken, has text that is not UTF-8, is a projector where a text model is
+            due or the other way round, or one part of a split model.
         QuantizationError: it is quantized already.
     """
     file = read_gguf(source)
     _check_kind(file, encoder)
     _check_types(file)
-    return plan_gguf(
-        metadata=_metadata(file),
-        tensors=[_output_tensor(source, tensor) for tensor in file.tensors],
-        encoder=encoder,
-    )
+    try:
+        return plan_gguf(
+            metadata=_metadata(file),
+            tensors=[_output_tensor(source, tensor) for tensor in file.tensors],
+            encoder=encoder,
+        )
+    except UnicodeEncodeError:
+        raise GGUFError(
+            f"`{source}` has text in its metadata that is not UTF-8",
+            hint="convert the checkpoint again",
+        ) from None
 
 
 def quantize_file(

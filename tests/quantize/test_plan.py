@@ -130,6 +130,7 @@ def test_what_is_no_matrix_of_weights_stays() -> None:
         _tensor("blk.0.one_row.weight", (1, 256), "BF16"),
         _tensor("blk.0.shortconv.conv.weight", (4, 256), "F32"),
         _tensor("position_embd.weight", (4, 256), "F32"),
+        _tensor("blk.0.routing.weight", (4, 256), "I32"),
     ]
     types = plan_text(_profile(), kept, _metadata())
     assert types == {tensor.name: tensor.type for tensor in kept}

@@ -201,6 +201,7 @@ def test_what_cannot_be_a_source_is_an_error(
         tmp_path: GGUFError,
         _broken(tmp_path / "cut.gguf", whole[: len(whole) // 2]): GGUFError,
         _broken(tmp_path / "random.gguf", np.random.default_rng(1).bytes(5000)): GGUFError,
+        _broken(tmp_path / "text.gguf", whole.replace(b"toy", b"t\xff\xfe")): GGUFError,
         _broken(tmp_path / "other.gguf", whole.replace(b".block_count", b".block_kount")): (
             QuantizationError
         ),
