@@ -87,33 +87,31 @@ def plan_conversion(
     text = text_model.build(source.config, family.text_prefix)
     mmproj = family.projector.build(source.config, _preprocessor(source), family.vision_prefix)
     outputs, ledger = map_tensors(source.tensors, {"text": text.rules, "mmproj": mmproj.rules})
-    text_outtype = _resolve(outtype, outputs["text"], source)
-    mmproj_outtype = _resolve(outtype, outputs["mmproj"], source)
-    tokens = vocabulary(
-        source,
-        n_rows=text_model.n_vocab(source.config),
-        runtime_tokens=family.runtime_tokens,
-    )
+    outtypes: list[Outtype] = [
+        _resolve(outtype, outputs[file], source) for file in ("text", "mmproj")
+    ]
+    n_vocab = text_model.n_vocab(source.config)
+    tokens = vocabulary(source, n_rows=n_vocab, runtime_tokens=family.runtime_tokens)
     opening = partial(general_metadata, source, name=name)
     return ConversionPlan(
         name=name,
         family=family.name,
-        outtype=text_outtype,
-        mmproj_outtype=mmproj_outtype,
+        outtype=outtypes[0],
+        mmproj_outtype=outtypes[1],
         text=_plan_file(
             opening(architecture=text_model.name, kind="model", tensors=outputs["text"]),
             text,
             tokens,
-            [_output(mapped, text_outtype) for mapped in outputs["text"]],
-            text_outtype,
+            outputs["text"],
+            outtypes[0],
             text_encoder,
         ),
         mmproj=_plan_file(
             opening(architecture="clip", kind="mmproj", tensors=outputs["mmproj"]),
             mmproj,
             {},
-            [_output(mapped, mmproj_outtype) for mapped in outputs["mmproj"]],
-            mmproj_outtype,
+            outputs["mmproj"],
+            outtypes[1],
             mmproj_encoder,
         ),
         ledger=ledger,
@@ -124,7 +122,7 @@ def _plan_file(
     opening: Mapping[str, Value],
     part: Part,
     closing: Mapping[str, Value],
-    tensors: Sequence[OutputTensor],
+    mapped: Sequence[Mapped],
     outtype: Outtype,
     encoder: TensorEncoder | None,
 ) -> GGUFPlan:
@@ -137,6 +135,7 @@ def _plan_file(
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
         **closing,
     }
+    tensors = [_output(tensor, outtype) for tensor in mapped]
     return plan_gguf(metadata=metadata, tensors=tensors, encoder=encoder)
 
 

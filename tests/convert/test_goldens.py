@@ -87,6 +87,10 @@ def test_names_and_shapes_are_those_that_transformers_saves() -> None:
     assert {name: tuple(shape) for name, (shape, _) in stored.items()} == tensor_shapes(config)
 
 
+def test_goldens_stay_small() -> None:
+    assert sum(path.stat().st_size for path in GOLDENS.rglob("*") if path.is_file()) < 1_000_000
+
+
 def test_weights_are_drawn_alike_everywhere() -> None:
     values = draw("model.visual.blocks.0.norm1.weight", (4,), seed=1)
     assert values.tobytes().hex() == WEIGHT_BYTES

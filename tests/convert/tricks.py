@@ -8,11 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from edgevlm_convert import plan_conversion
+
+from edgevlm.errors import EdgeVLMError
 from tests.synthetic import write_safetensors
 
 Header = dict[str, Any]
 EditJson = Callable[[str, Callable[[Header], object]], None]
 EditHeader = Callable[[Callable[[Header], object]], None]
+Break = Callable[[Path], object]
+WEIGHTS = "model.safetensors"
+EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
 def split_safetensors(path: Path) -> tuple[Header, bytes]:
@@ -35,3 +42,14 @@ def drop_tensor(folder: Path, name: str) -> None:
             if other != name
         },
     )
+
+
+def error_of(folder: Path) -> EdgeVLMError:
+    """Plan a conversion that must fail, and return a well-formed error."""
+    with pytest.raises(EdgeVLMError) as caught:
+        plan_conversion(folder)
+    message = caught.value.message + caught.value.hint
+    assert caught.value.hint, "an error says what to do next"
+    assert len(message) < 2000
+    assert "\x1b" not in message, "a checkpoint cannot write to the terminal"
+    return caught.value

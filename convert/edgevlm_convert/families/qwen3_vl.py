@@ -11,7 +11,7 @@ import math
 
 from edgevlm_convert.config import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Section
 from edgevlm_convert.family import Family, Part, Projector
-from edgevlm_convert.metadata import array, boolean, f32, string, u32
+from edgevlm_convert.metadata import Value, array, boolean, f32, string, u32
 from edgevlm_convert.rules import Rename, Rule, Split
 from edgevlm_convert.text.qwen3 import QWEN3_VL
 
@@ -63,14 +63,38 @@ def build_vision(config: Section, preprocessor: Section, prefix: str) -> Part:
         f"{prefix}merger.", ("v.post_ln", "mm.0", "mm.2"), n_embd, n_out, n_norm=n_embd
     )
     metadata = {
+        **_sizes(vision, n_out),
+        **_settings(config, preprocessor),
+        "clip.vision.is_deepstack_layers": array(
+            "BOOL", [layer in deepstack for layer in range(n_layers)]
+        ),
+    }
+    return Part(rules=tuple(rules), late_metadata=metadata)
+
+
+def _sizes(vision: Section, n_out: int) -> dict[str, Value]:
+    """Return the keys that give the tower's sizes; `build_vision` has checked their bounds."""
+
+    def size(key: str) -> int:
+        return vision.integer(key, low=1, high=1 << 20)
+
+    patch_size = size("patch_size")
+    return {
         "clip.has_vision_encoder": boolean(True),
         "clip.vision.projection_dim": u32(n_out),
-        "clip.vision.image_size": u32(math.isqrt(n_positions) * patch_size),
+        "clip.vision.image_size": u32(math.isqrt(size("num_position_embeddings")) * patch_size),
         "clip.vision.patch_size": u32(patch_size),
-        "clip.vision.embedding_length": u32(n_embd),
-        "clip.vision.feed_forward_length": u32(n_ff),
-        "clip.vision.block_count": u32(n_layers),
-        "clip.vision.attention.head_count": u32(n_head),
+        "clip.vision.embedding_length": u32(size("hidden_size")),
+        "clip.vision.feed_forward_length": u32(size("intermediate_size")),
+        "clip.vision.block_count": u32(size("depth")),
+        "clip.vision.attention.head_count": u32(size("num_heads")),
+    }
+
+
+def _settings(config: Section, preprocessor: Section) -> dict[str, Value]:
+    """Return the keys that say how pixels are normalized and what the projector is."""
+    epsilon = config.section("text_config").number("rms_norm_eps", low=1e-12, high=1, default=1e-6)
+    return {
         "clip.vision.image_mean": array(
             "FLOAT32", preprocessor.numbers("image_mean", length=3, low=-10, high=10)
         ),
@@ -81,14 +105,8 @@ def build_vision(config: Section, preprocessor: Section, prefix: str) -> Part:
         "clip.use_gelu": boolean(True),
         "clip.vision.spatial_merge_size": u32(2),
         # transformers fixes the vision norms' epsilon at 1e-6; llama.cpp takes the text model's.
-        "clip.vision.attention.layer_norm_epsilon": f32(
-            config.section("text_config").number("rms_norm_eps", low=1e-12, high=1, default=1e-6)
-        ),
-        "clip.vision.is_deepstack_layers": array(
-            "BOOL", [layer in deepstack for layer in range(n_layers)]
-        ),
+        "clip.vision.attention.layer_norm_epsilon": f32(epsilon),
     }
-    return Part(rules=tuple(rules), late_metadata=metadata)
 
 
 def _check_fixed(
