@@ -100,10 +100,9 @@ def test_answers_follow_from_what_was_drawn(scenes: Any, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_a_relation_is_judged_by_the_cells(scenes: Any, seed: int) -> None:
     rng = scenes.validation_rng(1000 + seed)
-    question = None
-    while question is None:
+    scene = draw(scenes, rng)
+    while (question := scenes.ask(rng, scene, "relation")) is None:
         scene = draw(scenes, rng)
-        question = scenes.ask(rng, scene, "relation")
     first, second = things_said(question.text, scene)
     gap = {
         "left of": second.column - first.column,
