@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-StopReason = Literal["end", "max_tokens", "context_full"]
+# Why an answer ended: the model itself; a limit; a text of `SamplingParams.stop`; the loop guard;
+# whoever asked does not want more.
+StopReason = Literal[
+    "end", "max_tokens", "context_full", "stop_string", "max_seconds", "loop", "cancelled"
+]
+ContextPolicy = Literal["error", "trim", "summarize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +65,14 @@ class Answer:
     """One answer.
 
     Attributes:
-        text: control tokens left out.
-        token_ids: of the answer, without the token that ended it.
+        text: control tokens left out, reasoning too.
+        reasoning: what a thinking model said to itself before; empty for others.
+        token_ids: of reasoning and answer, without the token that ended it.
         n_prompt_tokens: tokens of the whole prompt, visual ones included.
+        n_reused_tokens: those of them that were still in the KV cache from the question before.
         n_visual_tokens: those of images.
         images: what each image cost, in order.
-        stop_reason: "end" (the model ended), "max_tokens", or "context_full".
+        stop_reason: see `StopReason`.
         timings: where the time went.
     """
 
@@ -76,3 +83,5 @@ class Answer:
     images: tuple[ImageCost, ...]
     stop_reason: StopReason
     timings: Timings
+    reasoning: str = ""
+    n_reused_tokens: int = 0

@@ -7,12 +7,15 @@ on headers that `read_gguf` has found sound.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgevlm.errors import GGUFError, ModelLoadError
+from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
+from edgevlm.runtime.sampling import SamplingParams
 
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _POSITIVE_VISION_KEYS = (
@@ -23,6 +26,15 @@ _POSITIVE_VISION_KEYS = (
     "attention.head_count",
 )
 _PAIR_HINT = "use the mmproj that was converted with this model"
+# `general.sampling.*` (gguf-py constants.py, Keys.General) -> SamplingParams.
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+    "penalty_last_n": "repeat_last_n",
+}
 _SPECIAL_TOKENS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -39,11 +51,13 @@ class TextFacts:
         chat_template: jinja2 text, or None.
         special_token_ids: token ids as templates name them, "bos_token" and so on.
         normalizer: that llama.cpp leaves to us: "NFC" or "".
+        sampling: what `general.sampling.*` says, by the names of SamplingParams.
     """
 
     chat_template: str | None
     special_token_ids: dict[str, int]
     normalizer: str
+    sampling: dict[str, float | int]
 
 
 def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
@@ -74,6 +88,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
             name: token for name, token in ids.items() if token is not None and token < n_tokens
         },
         normalizer=_string(file, "edgevlm.tokenizer.normalizer") or "",
+        sampling=_sampling(file),
     )
 
 
@@ -139,6 +154,22 @@ def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
                 " every image",
                 hint="convert the model again from its checkpoint",
             )
+
+
+def _sampling(file: GGUFFile) -> dict[str, float | int]:
+    """Return the sampling defaults that make sense; a wrong one is no reason not to load."""
+    found: dict[str, float | int] = {}
+    for key, name in _SAMPLING.items():
+        entry = file.metadata.get(f"general.sampling.{key}")
+        value = entry.value if entry is not None and not entry.is_array else None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        with suppress(PromptError, OverflowError, ValueError):
+            number = int(value) if name in ("top_k", "repeat_last_n") else float(value)
+            values: dict[str, Any] = {name: number}
+            SamplingParams(**values)
+            found[name] = number
+    return found
 
 
 def _n_tokens(file: GGUFFile) -> int:

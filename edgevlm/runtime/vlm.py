@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -19,13 +19,15 @@ from edgevlm.native.projector import EncodedImage, TextChunk, open_projector
 from edgevlm.native.sampler import Sampler, open_sampler
 from edgevlm.native.text_model import (
     ContextOptions,
+    FlashAttention,
+    KVType,
     ModelOptions,
     TextContext,
     TextModel,
     open_context,
     open_text_model,
 )
-from edgevlm.runtime.answer import Answer, ImageCost, StopReason, Timings
+from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, StopReason, Timings
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import Message, conversation
@@ -53,7 +55,9 @@ class VLM:
         model: TextModel,
         context: TextContext,
         layouter: Layouter,
+        sampling_defaults: Mapping[str, float | int],
     ) -> None:
+        self._sampling_defaults = sampling_defaults
         self._model = model
         self._context = context
         self._layouter = layouter
@@ -62,6 +66,11 @@ class VLM:
     def n_ctx(self) -> int:
         """Tokens that the context holds, prompt and answer together."""
         return self._context.n_ctx
+
+    @property
+    def sampling_defaults(self) -> dict[str, float | int]:
+        """What the file says how to sample (`general.sampling.*`), by SamplingParams' names."""
+        return dict(self._sampling_defaults)
 
     @property
     def n_vocab(self) -> int:
@@ -82,8 +91,13 @@ class VLM:
         images: Sequence[Pixels] = (),
         *,
         params: SamplingParams | None = None,
+        think: bool | None = None,
+        context_policy: ContextPolicy = "error",
+        should_stop: Callable[[], bool] = lambda: False,
         on_images: Callable[[Sequence[ImageCost]], None] = lambda _: None,
         on_text: Callable[[str], None] = lambda _: None,
+        on_reasoning: Callable[[str], None] = lambda _: None,
+        on_note: Callable[[str], None] = lambda _: None,
     ) -> Answer:
         """Answer a question or go on with a conversation.
 
@@ -91,8 +105,13 @@ class VLM:
             prompt: a question, or messages.
             images: RGB uint8 [height, width, 3], put before the question.
             params: how to sample; None for greedy.
+            think: what the chat template is told as `enable_thinking`; None: nothing.
+            context_policy: what happens to a conversation that does not fit.
+            should_stop: asked at every token; true ends the answer with what there is.
             on_images: told what the images cost, before the first is encoded.
             on_text: told each piece of text as it comes.
+            on_reasoning: told each piece of a thinking model's reasoning.
+            on_note: told what was done to a conversation that did not fit.
 
         Raises:
             ContextOverflowError: the prompt leaves no room for an answer.
@@ -116,7 +135,9 @@ class VLM:
         ) as sampler:
             first = sampler.next_token(self._context)
             ttft_ms = layout_ms + _ms_since(started)
-            text, tokens, stop_reason, decode_ms = self._decode(first, sampler, params, on_text)
+            text, tokens, stop_reason, decode_ms = self._decode(
+                first, sampler, params, on_text, should_stop
+            )
         images_ms = tuple(image.encode_ms for image in prefilled.encoded)
         return Answer(
             text=text,
@@ -200,6 +221,7 @@ class VLM:
         sampler: Sampler,
         params: SamplingParams,
         on_text: Callable[[str], None],
+        should_stop: Callable[[], bool],
     ) -> tuple[str, list[int], StopReason, float]:
         started = time.perf_counter()
         pieces: list[str] = []
@@ -216,6 +238,9 @@ class VLM:
         while not self._model.is_end(token):
             tokens.append(token)
             emit(self._model.piece(token))
+            if should_stop():
+                stop_reason = "cancelled"
+                break
             if params.max_tokens is not None and len(tokens) >= params.max_tokens:
                 stop_reason = "max_tokens"
                 break
@@ -237,6 +262,8 @@ def open_vlm(
     n_threads: int | None = None,
     device: str = "auto",
     gpu_layers: int | None = None,
+    kv_type: KVType = "F16",
+    flash_attention: FlashAttention = "auto",
     strict: bool = False,
 ) -> Generator[VLM]:
     """Load a text model and its projector; everything is freed when the block ends.
@@ -249,6 +276,8 @@ def open_vlm(
             its threads would wait for each other (one per 32 MB of the file).
         device: "auto", "cpu", "cuda", "metal" or "vulkan".
         gpu_layers: layers on the GPU; None for all.
+        kv_type: tensor type of the KV cache.
+        flash_attention: "auto" asks the device; a KV cache in Q8_0 needs it.
         strict: KV cache in F32 and no flash attention, to compare with transformers.
 
     Raises:
@@ -265,8 +294,8 @@ def open_vlm(
         options = ContextOptions(
             n_ctx=_context_length(n_ctx, text_model.n_ctx_train),
             n_threads=n_threads or default_threads(model),
-            kv_type="F32" if strict else "F16",
-            flash_attention="off" if strict else "auto",
+            kv_type="F32" if strict else kv_type,
+            flash_attention="off" if strict else flash_attention,
         )
         context = stack.enter_context(open_context(text_model, options))
         projector = None
@@ -281,7 +310,12 @@ def open_vlm(
                 )
             )
         layouter = Layouter(model=text_model, projector=projector, facts=facts, span=span)
-        yield VLM(model=text_model, context=context, layouter=layouter)
+        yield VLM(
+            model=text_model,
+            context=context,
+            layouter=layouter,
+            sampling_defaults=facts.sampling,
+        )
 
 
 def _context_length(asked: int | None, n_ctx_train: int) -> int:
