@@ -55,6 +55,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         SourceNotFoundError: the path does not exist.
         CheckpointError: not a checkpoint, only pickles, quantized already, or broken.
     """
+    try:
+        return _open(folder)
+    except OSError as error:
+        # A name too long, a parent that may not be entered.
+        raise CheckpointError(
+            f"`{folder}` cannot be read: {error.strerror}", hint=_FOLDER_HINT
+        ) from error
+
+
+def _open(folder: Path) -> Checkpoint:
     _check_folder(folder)
     config = Section(
         read_json(folder / "config.json", max_bytes=_MAX_CONFIG_BYTES), file="config.json"
@@ -65,8 +75,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         for tensor in read_header(shard):
             if tensor.name in tensors:
                 raise CheckpointError(
-                    f"tensor {quoted(tensor.name)} is in `{tensors[tensor.name].path.name}` "
-                    f"and in `{shard.name}`",
+                    f"tensor {quoted(tensor.name)} is in {quoted(tensors[tensor.name].path.name)} "
+                    f"and in {quoted(shard.name)}",
                     hint=DAMAGED_HINT,
                 )
             tensors[tensor.name] = tensor
@@ -84,10 +94,7 @@ def _check_folder(folder: Path) -> None:
                 hint="it needs no conversion: use it with `edgevlm quantize` or `edgevlm chat -m`",
             )
         raise CheckpointError(f"`{folder}` is a file, not a checkpoint", hint=_FOLDER_HINT)
-    try:
-        names = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise CheckpointError(f"`{folder}` cannot be read: {error.strerror}") from error
+    names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
         raise CheckpointError(
             f"`{folder}` is not a checkpoint: it has no config.json", hint=_FOLDER_HINT
@@ -170,6 +177,6 @@ def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
     for name, tensor in tensors.items():
         if name not in weight_map:
             raise CheckpointError(
-                f"tensor {quoted(name)} in `{tensor.path.name}` is not in {INDEX_FILE}",
+                f"tensor {quoted(name)} in {quoted(tensor.path.name)} is not in {INDEX_FILE}",
                 hint=DAMAGED_HINT,
             )

@@ -59,6 +59,10 @@ class Section:
         """Return a nested object without keys, in place of one that is missing."""
         return Section({}, file=self._file, path=f"{self._path}{key}.")
 
+    def over(self, base: Section) -> Section:
+        """Return this section with the keys of `base` that it lacks."""
+        return Section({**base._values, **self._values}, file=self._file, path=self._path)
+
     def integer(self, key: str, *, low: int, high: int, default: int | None = None) -> int:
         """Return an integer in [low, high]."""
         value = self._values.get(key)

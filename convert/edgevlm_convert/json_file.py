@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from edgevlm.files import human_bytes
 
 DAMAGED_HINT = "the file is damaged or was altered; download the checkpoint again"
 _MAX_SHOWN = 120
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 
 
 def quoted(text: str) -> str:
@@ -66,10 +69,11 @@ def parse_json_object(raw: bytes, *, where: str) -> dict[str, object]:
         CheckpointError: as for `read_json`.
     """
     try:
+        text = raw.decode("utf-8")
         parsed = cast(
             object,
             json.loads(
-                raw.decode("utf-8"),
+                text,
                 object_pairs_hook=_unique(where),
                 parse_constant=_no_constant(where),
             ),
@@ -81,9 +85,27 @@ def parse_json_object(raw: bytes, *, where: str) -> dict[str, object]:
     except ValueError as error:
         # JSONDecodeError, or an integer of thousands of digits.
         raise CheckpointError(f"{where} is not valid JSON: {error}", hint=DAMAGED_HINT) from error
+    if _has_lone_surrogate(text):
+        raise CheckpointError(f"{where} holds half a character", hint=DAMAGED_HINT)
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{where} holds no JSON object", hint=DAMAGED_HINT)
     return cast(dict[str, object], parsed)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    """Return whether an escaped surrogate stands alone: Python keeps it, UTF-8 cannot."""
+    if not _SURROGATE.search(text):
+        return False
+    high_ends = -1
+    for match in _ESCAPE.finditer(text):
+        unit = int(match[1] or "0", 16)
+        if high_ends not in (-1, match.start()):
+            return True
+        is_low = 0xDC00 <= unit < 0xE000
+        if is_low != (high_ends == match.start()):
+            return True
+        high_ends = match.end() if 0xD800 <= unit < 0xDC00 else -1
+    return high_ends != -1
 
 
 def _unique(where: str) -> Callable[[Sequence[tuple[str, object]]], dict[str, object]]:

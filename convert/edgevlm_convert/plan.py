@@ -83,7 +83,8 @@ def plan_conversion(
     source = open_checkpoint(checkpoint)
     family = find_family(source.config)
     text_model = find_text_model(family, source.config)
-    name = name or source.folder.resolve().name
+    # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
+    name = (name or source.folder.resolve().name).encode("utf-8", "replace").decode()
     text = text_model.build(source.config, family.text_prefix)
     mmproj = family.projector.build(source.config, _preprocessor(source), family.vision_prefix)
     outputs, ledger = map_tensors(source.tensors, {"text": text.rules, "mmproj": mmproj.rules})
@@ -198,15 +199,16 @@ def _output(mapped: Mapped, outtype: Outtype) -> OutputTensor:
 
 
 def _preprocessor(source: Checkpoint) -> Section:
-    """Return the image settings: processor_config.json's, else preprocessor_config.json's.
+    """Return the image settings: processor_config.json's over preprocessor_config.json's.
 
     Raises:
         CheckpointError: the folder has neither.
     """
     processor = source.optional_json("processor_config.json")
-    if processor is not None and processor.has("image_processor"):
-        return processor.section("image_processor")
     preprocessor = source.optional_json("preprocessor_config.json")
+    if processor is not None and processor.has("image_processor"):
+        newer = processor.section("image_processor")
+        return newer if preprocessor is None else newer.over(preprocessor)
     if preprocessor is None:
         raise CheckpointError(
             f"`{source.folder}` has no preprocessor_config.json",

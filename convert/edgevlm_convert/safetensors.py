@@ -108,7 +108,7 @@ def read_header(path: Path) -> list[SourceTensor]:
     Raises:
         CheckpointError: truncated, or a header that contradicts itself or the file.
     """
-    where = f"`{path.name}`"
+    where = quoted(path.name)
     size = check_regular_file(path)
     if size < 8:
         raise CheckpointError(f"{where} is truncated: {size} bytes", hint=DAMAGED_HINT)

@@ -10,12 +10,7 @@ import pytest
 from edgevlm_convert import plan_conversion
 
 from edgevlm.errors import CheckpointError, SourceNotFoundError
-from tests.convert.tricks import (
-    WEIGHTS,
-    Break,
-    EditJson,
-    error_of,
-)
+from tests.convert.tricks import EMBEDDING, WEIGHTS, Break, EditHeader, EditJson, error_of
 
 # --- the folder ---------------------------------------------------------------------------------
 
@@ -75,6 +70,8 @@ FOLDERS: list[tuple[str, Break, str]] = [
     ("config has a key twice", _write("config.json", b'{"a": 1, "a": 2}'), "gives `a` twice"),
     ("config has a huge number", _write("config.json", b"9" * 5000), "is not valid JSON"),
     ("config is huge", _write("config.json", b" " * 5_000_000), "more than the 4.0 MB allowed"),
+    ("config holds half a character", _write("config.json", b'{"a": "\\ud83d"}'), "half a char"),
+    ("config ends with one", _write("config.json", b'{"a": "\\ud83d\\n"}'), "half a char"),
     ("config is a bomb", _bomb("config.json"), "is nested too deeply"),
     ("tokenizer is a bomb", _bomb("tokenizer.json"), "is nested too deeply"),
     ("tokenizer is cut", _write("tokenizer.json", b'{"model": {'), "is not valid JSON"),
@@ -178,3 +175,25 @@ def test_a_quantized_checkpoint(broken: Path, edit_json: EditJson) -> None:
     quantized = {"quant_method": "fp8"}
     edit_json("config.json", lambda config: config.update(quantization_config=quantized))
     assert "quant_method `fp8`" in error_of(broken).message
+
+
+def test_a_tensor_name_that_is_no_text(broken: Path, edit_header: EditHeader) -> None:
+    edit_header(lambda header: header.update({"\ud800": header.pop(EMBEDDING)}))
+    assert "half a character" in error_of(broken).message
+
+
+def test_whole_characters_as_escapes(broken: Path, edit_json: EditJson) -> None:
+    # json.dumps writes a smiley as two escapes; a backslash before `ud83d` makes it plain text.
+    edit_json(
+        "tokenizer_config.json", lambda c: c.update(note="\U0001f600\\ud83d", more="\U0001f600")
+    )
+    assert plan_conversion(broken)
+
+
+def test_a_folder_whose_name_is_no_text(broken: Path) -> None:
+    folder = broken.rename(broken.with_name("caf\udce9"))
+    assert plan_conversion(folder).name == "caf?"
+
+
+def test_a_path_too_long_for_the_system(tmp_path: Path) -> None:
+    assert error_of(tmp_path / ("a" * 300))

@@ -215,6 +215,18 @@ def _index(change: Callable[[Header], object]) -> Break:
     return apply
 
 
+@pytest.fixture
+def long_shard_name(sharded: Path) -> Path:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"][EMBEDDING] = "a" * 5000 + ".safetensors"
+    write_json(sharded / INDEX, index)
+    return sharded
+
+
+def test_a_shard_name_too_long_for_the_system(long_shard_name: Path) -> None:
+    assert error_of(long_shard_name)
+
+
 def _tensor_in_two_shards(folder: Path) -> None:
     (folder / SHARDS[1]).write_bytes((folder / SHARDS[0]).read_bytes())
 

@@ -124,7 +124,9 @@ def _check_rotated(rope: Section, theta: float, sections: list[int]) -> None:
 
 def _model_rules(config: Section, prefix: str, n_embd: int) -> list[Rule]:
     shape = (_n_vocab(config), n_embd)
-    tied = config.boolean("tie_word_embeddings", default=False)
+    # transformers 5 asks the outer key; older files may have the inner one alone.
+    inner = config.section("text_config").boolean("tie_word_embeddings", default=False)
+    tied = config.boolean("tie_word_embeddings", default=inner)
     head: Rule = (
         Drop(source="lm_head.weight", reason="tied to the token embedding")
         if tied
