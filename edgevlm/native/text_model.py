@@ -25,6 +25,9 @@ _ROPE_WITH_SECTIONS = (8, 40)  # LLAMA_ROPE_TYPE_MROPE, LLAMA_ROPE_TYPE_IMROPE
 _N_POSITIONS_MROPE = 4
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
+KVType = Literal["F16", "F32", "Q8_0"]
+FlashAttention = Literal["auto", "on", "off"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -49,7 +52,7 @@ class ContextOptions:
         n_outputs: most positions per decode whose logits are kept. The compute buffer grows by
             n_outputs x n_vocab x 4 bytes: 300 MB for 512 of a vocabulary of 150,000.
         n_threads: of the CPU.
-        kv_type: tensor type of the KV cache, "F16" or "F32".
+        kv_type: tensor type of the KV cache; "Q8_0" takes half of F16 and needs flash attention.
         flash_attention: "auto" asks the device.
     """
 
@@ -57,8 +60,8 @@ class ContextOptions:
     n_batch: int = 512
     n_outputs: int = 16
     n_threads: int
-    kv_type: Literal["F16", "F32"] = "F16"
-    flash_attention: Literal["auto", "on", "off"] = "auto"
+    kv_type: KVType = "F16"
+    flash_attention: FlashAttention = "auto"
 
 
 class TextModel:

@@ -285,6 +285,11 @@ def open_vlm(
         GGUFError: a file is broken or of the wrong kind.
         ModelLoadError: the files do not belong together, or llama.cpp refuses them.
     """
+    if kv_type == "Q8_0" and flash_attention == "off":
+        raise ModelLoadError(
+            "a KV cache in Q8_0 needs flash attention, which is off",
+            hint="leave `--flash-attention` at auto, or use `--kv-type f16`",
+        )
     text_file, facts = check_text_model(model)
     span = check_projector(mmproj, text_file) if mmproj is not None else None
     with ExitStack() as stack:
