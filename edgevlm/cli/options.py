@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from edgevlm.native.text_model import KVType
+
+# As the command line spells them; `kv_type_of` gives the type's own name.
+KVTypeName = Literal["f16", "f32", "q8_0"]
+FlashAttentionName = Literal["auto", "on", "off"]
+
+
+def kv_type_of(name: KVTypeName) -> KVType:
+    """Return the tensor type of the KV cache that `--kv-type` names."""
+    types: dict[KVTypeName, KVType] = {"f16": "F16", "f32": "F32", "q8_0": "Q8_0"}
+    return types[name]
 
 
 def _show_version(asked: bool) -> None:
@@ -120,4 +133,26 @@ GpuLayersOption = Annotated[
         help="Layers on the GPU (default: all that has one).",
         show_default=False,
     ),
+]
+KVTypeOption = Annotated[
+    KVTypeName,
+    typer.Option(
+        "--kv-type",
+        metavar="f16|f32|q8_0",
+        case_sensitive=False,
+        help="Type of the KV cache: q8_0 takes half the memory of f16.",
+    ),
+]
+FlashAttentionOption = Annotated[
+    FlashAttentionName,
+    typer.Option(
+        "--flash-attention",
+        metavar="auto|on|off",
+        case_sensitive=False,
+        help="Attention without its large intermediate table; auto asks the device.",
+    ),
+]
+YesOption = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Go on where edgevlm would refuse or ask."),
 ]
