@@ -19,13 +19,13 @@ from edgevlm.errors import OutputError, OutputExistsError
 
 TEMPORARY_PREFIX = ".edgevlm-tmp-"
 LOCK_NAME = ".edgevlm.lock"
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 22
 # What the file system may need beside the bytes of the files themselves.
 _SPARE_BYTES = 1 << 20
 
 
 def sha256_file(path: Path, *, stopped: Event | None = None) -> str:
-    """Return the SHA-256 of a file as lower-case hex, read in chunks of 1 MiB.
+    """Return the SHA-256 of a file as lower-case hex, read in chunks of 4 MiB.
 
     When another thread sets `stopped`, the reading ends early and the value means nothing.
     """
@@ -73,10 +73,10 @@ class WriteTogether:
     def commit(self) -> None:
         """Flush every file to the disk, then rename them all in the order of `create`."""
         for temporary, _ in self._renames:
-            _fsync(temporary)
+            flush(temporary)
         for temporary, final in self._renames:
             os.replace(temporary, final)
-        _fsync(self._folder)
+        flush(self._folder)
 
     def discard(self) -> None:
         """Remove what is still temporary."""
@@ -172,7 +172,8 @@ def _remove_stale(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until the bytes of a file or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from edgevlm_convert.encoder import TensorEncoder
 from edgevlm_convert.writer import GGUFPlan, write_gguf
 
 from edgevlm.errors import ConversionError, OutputExistsError
-from edgevlm.files import WriteTogether, sha256_file, write_together
+from edgevlm.files import WriteTogether, flush, sha256_file, write_together
 from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
@@ -93,9 +93,10 @@ def convert_model(
     Raises:
         EdgeVLMError: anything wrong with the source, the options or the output; nothing is written.
     """
-    planned = _plan(source, name=name, outtype=outtype, level=level, mmproj_level=mmproj_level)
-    folder = out if out is not None else _default_folder(source, planned.conversion.name)
+    # Hashing takes a core that planning leaves idle.
     with _hash_source(source) as hashes:
+        planned = _plan(source, name=name, outtype=outtype, level=level, mmproj_level=mmproj_level)
+        folder = out if out is not None else _default_folder(source, planned.conversion.name)
         before = read_manifest(folder)
         same = before is not None and before.source.sha256 == hashes()
         if before is not None and not same and not force:
@@ -132,23 +133,28 @@ def write_files(
     progress: Progress,
 ) -> list[FileEntry]:
     """Write every planned file to its temporary name and return the entries for the manifest."""
-    entries: list[FileEntry] = []
-    for file in files:
-        temporary = output.create(file.name)
-        write_gguf(
-            file.plan,
-            temporary,
-            encoder=file.encoder,
-            n_threads=n_threads,
-            progress=progress,
-            label=file.name,
-        )
-        entries.append(
-            describe_file(
-                temporary, name=file.name, role=file.role, level=file.level, profile=file.profile
+    # Flushing and hashing one file goes on beside the encoding of the next.
+    with ThreadPoolExecutor(1, thread_name_prefix="edgevlm-finish") as executor:
+        entries: list[Future[FileEntry]] = []
+        for file in files:
+            temporary = output.create(file.name)
+            write_gguf(
+                file.plan,
+                temporary,
+                encoder=file.encoder,
+                n_threads=n_threads,
+                progress=progress,
+                label=file.name,
             )
-        )
-    return entries
+            entries.append(executor.submit(_finish, file, temporary))
+        return [entry.result() for entry in entries]
+
+
+def _finish(file: FilePlan, temporary: Path) -> FileEntry:
+    flush(temporary)
+    return describe_file(
+        temporary, name=file.name, role=file.role, level=file.level, profile=file.profile
+    )
 
 
 def write_manifest(output: WriteTogether, manifest: Manifest) -> None:
@@ -162,7 +168,9 @@ def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
     A caller that has set `stopped` no longer wants the hashes: they are then incomplete.
     """
     paths = sorted(path for pattern in _SOURCE_PATTERNS for path in source.glob(pattern))
-    return {path.name: sha256_file(path, stopped=stopped) for path in paths}
+    # Opening a pipe would wait for a writer.
+    files = [path for path in paths if path.is_file()]
+    return {path.name: sha256_file(path, stopped=stopped) for path in files}
 
 
 def file_name(name: str, role: Role, level: str) -> str:

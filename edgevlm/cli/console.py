@@ -44,8 +44,9 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print exactly one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print exactly one JSON document on stdout; in ASCII to a terminal, which obeys escapes."""
+    text = json.dumps(document, indent=2, ensure_ascii=sys.stdout.isatty(), allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def show_error(message: str, hint: str) -> None:

@@ -11,15 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.large import write_large_checkpoint
+from tests.synthetic import tiny_config, write_checkpoint, write_json, write_sparse_weights
 
 BOUND_BYTES = 300 * 10**6
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 0.6 GB that takes no disk: its weights are a hole in a file."""
     folder = tmp_path_factory.mktemp("large") / "checkpoint"
-    assert write_large_checkpoint(folder) > 2 * BOUND_BYTES
+    write_checkpoint(folder)
+    config = tiny_config(text=LARGE)
+    write_json(folder / "config.json", config)
+    assert write_sparse_weights(folder, config) > 2 * BOUND_BYTES
     return folder
 
 
