@@ -10,6 +10,8 @@ import stat
 import struct
 import urllib.parse
 import warnings
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,13 @@ MAX_BYTES = 100_000_000
 _FORMATS = "JPEG, PNG, WebP, GIF, TIFF or BMP"
 # What decodes without asking another program and has no place for one: no EPS, PDF or the like.
 _DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
+# Brands of ISO media files (bytes 8 to 12) -> Pillow's name of the format. `mif1` and `msf1` say
+# no more than "pictures", and what cameras put in there is HEIC.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"), "HEIF"),
+    **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
+}
 _WHITE = 255
 # Decoders of broken files raise whatever their parser stumbled over.
 _DECODER_ERRORS = (
@@ -45,7 +54,8 @@ def load_image(
     """Decode one image: upright by its EXIF orientation, transparent parts on white, first frame.
 
     Args:
-        source: a path, the bytes of a file, or a `data:` URL.
+        source: a path, the bytes of a file, or a `data:` URL. JPEG, PNG, WebP, GIF, TIFF, BMP and
+            PPM; AVIF where Pillow was built with it; HEIC where pillow-heif is installed.
         max_pixels: width x height allowed; checked in the header, before a pixel is decoded.
         max_bytes: size of the encoded file allowed.
 
@@ -93,10 +103,12 @@ def _data_url(url: str, max_bytes: int) -> bytes:
         raise ImageError("the data URL has no comma", hint="use data:image/png;base64,...")
     if len(payload) > max_bytes * 4 // 3 + 4:
         raise _too_many_bytes("the data URL", len(payload), max_bytes)
-    if not header.endswith(";base64"):
+    if not header.lower().endswith(";base64"):
         return urllib.parse.unquote_to_bytes(payload)
     try:
-        return base64.b64decode(urllib.parse.unquote(payload), validate=True)
+        # `base64 FILE` breaks its lines.
+        text = "".join(urllib.parse.unquote(payload).split())
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ImageError(
             "the data URL is not valid base64", hint="use data:image/png;base64,..."
@@ -115,7 +127,7 @@ def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             # Pillow warns of a decompression bomb from a limit of its own; ours is checked below.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
+            with Image.open(io.BytesIO(data), formats=_decoders(name, data)) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise ImageError(
@@ -127,7 +139,7 @@ def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
                 upright = ImageOps.exif_transpose(image)
                 return np.array(_to_rgb(upright), dtype=np.uint8)
     except UnidentifiedImageError:
-        raise ImageError(_not_an_image(name, data), hint=f"use {_FORMATS}") from None
+        raise ImageError(f"{name} is no image that can be read", hint=f"use {_FORMATS}") from None
     except Image.DecompressionBombError:
         raise ImageError(
             f"{name} is far larger than {max_pixels:,} pixels", hint="make it smaller"
@@ -140,10 +152,26 @@ def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         ) from None
 
 
-def _not_an_image(name: str, data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif"):
-        return f"{name} is HEIC or AVIF, which is not decoded"
-    return f"{name} is no image that can be read"
+def _decoders(name: str, data: bytes) -> tuple[str, ...]:
+    """Return the formats to try, by Pillow's names.
+
+    Raises:
+        ImageError: the format is known, its decoder is not installed.
+    """
+    kind = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    if kind is None:
+        return _DECODERS
+    if kind == "HEIF":
+        with suppress(ImportError):
+            import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    if kind in Image.OPEN:
+        return (kind,)
+    shown, package = ("HEIC", "pillow-heif") if kind == "HEIF" else ("AVIF", "pillow>=11.3")
+    raise ImageError(
+        f"{name} is {shown}, and no decoder for it is installed",
+        hint=f"install one with `pip install '{package}'`, or save the image as JPEG or PNG",
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

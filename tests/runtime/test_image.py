@@ -6,13 +6,15 @@ import base64
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, features
 
 from edgevlm.errors import ImageError
 from edgevlm.runtime.image import load_image
@@ -26,7 +28,10 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+AVIF = ["AVIF"] if features.check("avif") else []
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", *AVIF])
 def test_formats(form: str) -> None:
     pixels = load_image(encoded(Image.new("RGB", (7, 5), RED), form))
     assert pixels.shape == (5, 7, 3)
@@ -42,6 +47,79 @@ def test_path_bytes_and_data_url_are_the_same(tmp_path: Path) -> None:
     first = load_image(path)
     for source in (str(path), data, url):
         np.testing.assert_array_equal(load_image(source), first)
+
+
+def test_broken_lines_in_a_data_url() -> None:
+    data = encoded(Image.new("RGB", (30, 20), RED), "PNG")
+    url = "data:image/png;base64," + base64.encodebytes(data).decode()
+    assert "\n" in url.strip()
+    assert load_image(url).shape == (20, 30, 3)
+
+
+HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
+
+
+def test_heic_without_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ImageError, match="is HEIC, and no decoder") as caught:
+        load_image(HEIC)
+    assert "pip install 'pillow-heif'" in caught.value.hint
+
+
+def test_heic_with_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pillow-heif registers itself with Pillow; here something that knows one picture does."""
+
+    class Opener(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self._size, self._mode = (3, 2), "RGB"
+            self.tile = []
+
+        def load(self) -> None:
+            self.im = Image.new("RGB", (3, 2), RED).im
+
+    def register_heif_opener() -> None:
+        Image.register_open("HEIF", Opener, lambda head: head[4:12] == b"ftypheic")
+
+    module = ModuleType("pillow_heif")
+    vars(module)["register_heif_opener"] = register_heif_opener
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    assert load_image(HEIC)[0, 0].tolist() == list(RED)
+    with pytest.raises(ImageError, match="the limit is 5"):
+        load_image(HEIC, max_pixels=5)
+
+
+def test_first_frame_of_a_tiff() -> None:
+    frames = [Image.new("RGB", (2, 2), colour) for colour in (RED, (0, 0, 255))]
+    data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    assert load_image(data)[0, 0].tolist() == list(RED)
+
+
+def test_grey_with_alpha_stands_on_white() -> None:
+    image = Image.new("LA", (2, 1), (0, 0))
+    image.putpixel((1, 0), (90, 255))
+    assert load_image(encoded(image, "PNG"))[0].tolist() == [[255] * 3, [90] * 3]
+
+
+def test_sixteen_bit_colour() -> None:
+    """A PNG of 16 bits a channel, which Pillow reads and cannot write."""
+    pixel = struct.pack(">HHH", *(value * 257 for value in RED))
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" + pixel)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, part in ((b"IHDR", header), (b"IDAT", body), (b"IEND", b"")):
+        data += struct.pack(">I", len(part)) + kind + part
+        data += struct.pack(">I", zlib.crc32(kind + part))
+    assert load_image(data)[0, 0].tolist() == list(RED)
+
+
+def test_cmyk_jpeg() -> None:
+    pixels = load_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    assert np.abs(pixels[4, 4].astype(int) - (255, 0, 0)).max() <= 6
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -111,7 +189,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "bomb": (png_that_claims(100_000, 100_000), "far larger than 50,000,000 pixels"),
     "above the limit": (png_that_claims(7100, 7100), "7100x7100, 50,410,000 pixels"),
     "less data than claimed": (png_that_claims(500, 500), "damaged or truncated"),
-    "heic": (b"\0\0\0\x18ftypheic" + b"\0" * 100, "HEIC"),
+    "avif": (b"\0\0\0\x18ftypavif" + b"\0" * 100, "AVIF|no image that can be read|damaged"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', "no image that can be read"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image that can be read"),
 }
