@@ -88,15 +88,21 @@ def _show_rows(rows: list[DemoRow]) -> None:
 
 
 def _show_next(folder: Path, *, quiet: bool) -> None:
+    import os
+    import shutil
+    import sys
+
     from edgevlm.cli import console
 
-    image = folder / "images" / "000.png"
-    for command in (
-        f'edgevlm chat {image} -m shapes -p "Describe the image."',
-        "edgevlm convert YOUR_CHECKPOINT --level Q4_K_M",
-        "edgevlm chat YOUR_IMAGE -m YOUR_MODEL",
+    # `make demo` installs into .venv, which is on nobody's PATH.
+    program = "edgevlm" if shutil.which("edgevlm") else os.path.relpath(sys.argv[0])
+    image = os.path.relpath(folder / "images" / "000.png")
+    for arguments in (
+        f'chat {image} -m shapes -p "Describe the image."',
+        "convert YOUR_CHECKPOINT --level Q4_K_M",
+        "chat YOUR_IMAGE -m YOUR_MODEL",
     ):
-        console.note(f"  {command}", quiet=quiet)
+        console.note(f"  {program} {arguments}", quiet=quiet)
 
 
 def _as_json(row: DemoRow) -> dict[str, object]:
