@@ -31,14 +31,10 @@ from typing import Any
 
 import numpy as np
 from drawing import Scene, render
+from plot import BARS
 from scenes import CAPTION, KINDS, Question, held_out
 
 ASSETS = Path(__file__).resolve().parents[2] / "edgevlm" / "assets" / "shapes"
-BARS = dict.fromkeys(("colour", "shape", "existence", "count", "position"), 0.95) | {
-    "relation": 0.90,
-    "count by kind": 0.90,
-    "reading": 0.80,
-}
 MAX_TOKENS = {CAPTION: 120}
 BATCH = 50
 

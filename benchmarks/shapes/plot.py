@@ -1,6 +1,7 @@
 """Draw the learning curve of the built-in `shapes` model from the committed logs.
 
     python benchmarks/shapes/plot.py            # stages.json + log.jsonl -> learning-curve.png
+    python benchmarks/shapes/plot.py --table    # stages.json -> the README's table, on stdout
 
 `stages.json` holds the accuracy on held-out questions at the end of each stage, `log.jsonl` what
 `train.py` wrote while the last stage ran: losses, and accuracy on validation scenes, which are
@@ -9,11 +10,17 @@ more crowded than the held-out ones. Needs matplotlib.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+BARS = dict.fromkeys(("colour", "shape", "existence", "count", "position"), 0.95) | {
+    "relation": 0.90,
+    "count by kind": 0.90,
+    "reading": 0.80,
+}
 KIND_COLOURS = {
     "relation": "#c0392b",
     "reading": "#2456c9",
@@ -34,18 +41,38 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def table(stages: list[dict[str, Any]]) -> str:
+    """Return the accuracies as Markdown, a row per kind and a column per stage."""
+    heads = ["kind", "bar", *(stage["name"] for stage in stages)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for kind in stages[-1]["accuracy"]:
+        shares = [f"{stage['accuracy'][kind]:.3f}" for stage in stages]
+        bar = f"{BARS[kind]:.2f}" if kind in BARS else ""
+        lines.append("| " + " | ".join([kind, bar, *shares]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Draw the picture."""
+    """Draw the picture, or print the table."""
+    parser = argparse.ArgumentParser(description="Show how the shapes model learnt.")
+    parser.add_argument("--table", action="store_true", help="print the README's table instead")
+    stages = json.loads((HERE / "stages.json").read_text(encoding="utf-8"))["stages"]
+    if parser.parse_args().table:
+        print(table(stages), end="")
+        return
+    draw(stages, read_log(HERE / "log.jsonl"))
+
+
+def draw(stages: list[dict[str, Any]], log: list[dict[str, Any]]) -> None:
+    """Draw learning-curve.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    stages = json.loads((HERE / "stages.json").read_text(encoding="utf-8"))["stages"]
-    log = read_log(HERE / "log.jsonl")
     figure, (bars, kinds, guides) = plt.subplots(1, 3, figsize=(14, 4.2), width_ratios=(1.1, 1, 1))
     _draw_stages(bars, stages)
-    _draw_accuracy(kinds, log, stages)
+    _draw_accuracy(kinds, log)
     _draw_guides(guides, log)
     figure.tight_layout()
     figure.savefig(HERE / "learning-curve.png", dpi=90)
@@ -62,7 +89,7 @@ def _draw_stages(axes: Any, stages: list[dict[str, Any]]) -> None:
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_ylim(0, 1.02)
     axes.set_title("Held-out accuracy, stage by stage")
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=len(stages), fontsize=8)
 
 
 def _blue(index: int, count: int) -> str:
@@ -71,17 +98,17 @@ def _blue(index: int, count: int) -> str:
     return f"#{int(255 * level):02x}{int(255 * min(1, level + 0.1)):02x}e1"
 
 
-def _draw_accuracy(axes: Any, log: list[dict[str, Any]], stages: list[dict[str, Any]]) -> None:
+def _draw_accuracy(axes: Any, log: list[dict[str, Any]]) -> None:
     marks = [record for record in log if "accuracy" in record]
     for kind, colour in KIND_COLOURS.items():
         points = [(r["step"], r["accuracy"][kind]) for r in marks if kind in r["accuracy"]]
         axes.plot(*zip(*points, strict=True), color=colour, label=kind, linewidth=1.6)
     axes.axhline(0.5, color="#c0392b", linewidth=0.7, linestyle=":")
-    axes.text(0, 0.505, "guessing a relation", color="#c0392b", fontsize=7)
+    axes.text(820, 0.475, "a relation, guessed", color="#c0392b", fontsize=7)
     axes.set_ylim(0.3, 1.02)
-    axes.set_xlabel("step of stage 3")
+    axes.set_xlabel("step of the last stage")
     axes.set_title("Accuracy on validation scenes")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8)
 
 
 def _draw_guides(axes: Any, log: list[dict[str, Any]]) -> None:
@@ -90,9 +117,10 @@ def _draw_guides(axes: Any, log: list[dict[str, Any]]) -> None:
         points = [(r["step"], r["loss"][name]) for r in losses if name in r["loss"]]
         axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.4)
     axes.set_yscale("log")
-    axes.set_xlabel("step of stage 3")
-    axes.set_title("What the inside knows: cross-entropy of the guides")
-    axes.legend(loc="upper right", fontsize=8)
+    axes.set_ylim(1e-3, 10)
+    axes.set_xlabel("step of the last stage")
+    axes.set_title("What the inside knows: loss of the guides")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8)
 
 
 if __name__ == "__main__":

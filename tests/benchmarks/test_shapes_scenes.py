@@ -141,5 +141,20 @@ def test_the_command_regenerates_the_committed_examples(scenes: Any, tmp_path: P
             assert (np.abs(committed - drawn).max(axis=2) > 8).mean() < 0.01
 
 
+def test_the_readme_shows_the_table_of_the_committed_numbers() -> None:
+    command = [sys.executable, str(SHAPES / "plot.py"), "--table"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert shown.count("\n") == 11
+    assert shown in (SHAPES / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_built_in_weights_meet_every_bar_on_both_paths() -> None:
+    result = json.loads((SHAPES / "result.json").read_text(encoding="utf-8"))
+    assert result["n"] == 2000
+    for row in result["kinds"].values():
+        assert min(row["transformers"], row["gguf"]) >= row["bar"]
+    assert result["agreement"] == 1.0
+
+
 def test_the_assets_stay_small() -> None:
     assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 22_000_000
