@@ -94,6 +94,21 @@ def load_library() -> Library:
     return library
 
 
+def load_module(name: str) -> Any:
+    """Return a low-level module of llama-cpp-python, such as "llama_cpp.llama_grammar".
+
+    Raises:
+        ModelLoadError: llama-cpp-python is missing, broken, or without that module.
+    """
+    version = load_library().version
+    try:
+        return _low_level(name)
+    except ImportError as error:
+        raise ModelLoadError(
+            f"llama-cpp-python {version} has no module {name}: {error}", hint=_INSTALL_HINT
+        ) from error
+
+
 def _checked_version() -> str:
     try:
         version = importlib.metadata.version("llama-cpp-python")

@@ -70,8 +70,8 @@ class TextModel:
     def __init__(self, handle: int) -> None:
         self._c: Any = load_library().llama
         self.handle = handle
-        self._vocab = self._c.llama_model_get_vocab(handle)
-        self.n_vocab: int = self._c.llama_vocab_n_tokens(self._vocab)
+        self.vocab: Any = self._c.llama_model_get_vocab(handle)
+        self.n_vocab: int = self._c.llama_vocab_n_tokens(self.vocab)
         self.n_embd_inp: int = self._c.llama_model_n_embd_inp(handle)
         self.n_ctx_train: int = self._c.llama_model_n_ctx_train(handle)
         # Image tokens of M-RoPE models carry (time, row, column, 0) instead of one position.
@@ -80,8 +80,10 @@ class TextModel:
             if self._c.llama_model_rope_type(handle) in _ROPE_WITH_SECTIONS
             else 1
         )
-        self.adds_bos: bool = self._c.llama_vocab_get_add_bos(self._vocab)
-        self.bos: int | None = self._token_or_none(self._c.llama_vocab_bos(self._vocab))
+        self.adds_bos: bool = self._c.llama_vocab_get_add_bos(self.vocab)
+        self.bos: int | None = self._token_or_none(self._c.llama_vocab_bos(self.vocab))
+        self._more_ends: frozenset[int] = frozenset()
+        self._tags: frozenset[int] = frozenset()
 
     @staticmethod
     def _token_or_none(token: int) -> int | None:
@@ -99,7 +101,7 @@ class TextModel:
         for _ in range(2):
             ids = (ctypes.c_int32 * n_room)()
             n_tokens = self._c.llama_tokenize(
-                self._vocab, data, len(data), ids, n_room, False, parse_special
+                self.vocab, data, len(data), ids, n_room, False, parse_special
             )
             if n_tokens >= 0:
                 return ids[:n_tokens]
@@ -116,7 +118,7 @@ class TextModel:
         n_room = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(n_room)
-            n_bytes = self._c.llama_token_to_piece(self._vocab, token, buffer, n_room, 0, special)
+            n_bytes = self._c.llama_token_to_piece(self.vocab, token, buffer, n_room, 0, special)
             if n_bytes >= 0:
                 return buffer.raw[:n_bytes]
             n_room = -n_bytes
@@ -124,11 +126,38 @@ class TextModel:
 
     def is_end(self, token: int) -> bool:
         """Return whether `token` ends an answer (EOS, EOT and their kind)."""
-        return bool(self._c.llama_vocab_is_eog(self._vocab, token))
+        return token in self._more_ends or self.is_native_end(token)
+
+    def is_native_end(self, token: int) -> bool:
+        """Return whether libllama itself knows that `token` ends an answer."""
+        return bool(self._c.llama_vocab_is_eog(self.vocab, token))
+
+    def add_ends(self, tokens: Sequence[int]) -> None:
+        """Let `tokens` end an answer too; libllama reads one EOS of a file, some models have more.
+
+        Raises:
+            ModelLoadError: there is no such token.
+        """
+        for token in tokens:
+            if not 0 <= token < self.n_vocab:
+                raise ModelLoadError(
+                    f"the file names the end token {token}, its vocabulary has {self.n_vocab}",
+                    hint="convert the model again",
+                )
+        self._more_ends |= frozenset(tokens)
+
+    def add_tags(self, texts: Sequence[str]) -> None:
+        """Let `is_tag` find each of `texts` that is one token of the vocabulary."""
+        ids = [self.tokenize(text, parse_special=True) for text in texts]
+        self._tags |= frozenset(found[0] for found in ids if len(found) == 1)
+
+    def is_tag(self, token: int) -> bool:
+        """Return whether `token` is one of those named to `add_tags`."""
+        return token in self._tags
 
     def is_control(self, token: int) -> bool:
         """Return whether `token` is a control token."""
-        return bool(self._c.llama_vocab_is_control(self._vocab, token))
+        return bool(self._c.llama_vocab_is_control(self.vocab, token))
 
 
 @contextmanager
@@ -191,6 +220,22 @@ class TextContext:
         self._c.llama_memory_clear(self._c.llama_get_memory(self.handle), False)
         self.n_used = 0
         self.position = 0
+
+    def keep(self, *, n_used: int, position: int) -> bool:
+        """Forget everything from `position` on; `n_used` cells stand before it.
+
+        Returns:
+            False when this memory cannot forget its end alone (recurrent and hybrid models), or
+            has lost its beginning: then the context is empty.
+        """
+        memory = self._c.llama_get_memory(self.handle)
+        kept = bool(self._c.llama_memory_seq_rm(memory, 0, position, -1))
+        if not kept or (position and self._c.llama_memory_seq_pos_min(memory, 0) != 0):
+            self.clear()
+            return False
+        self.n_used = n_used
+        self.position = position
+        return True
 
     def decode_tokens(self, tokens: Sequence[int], *, n_logits: int = 0) -> None:
         """Append tokens; the last `n_logits` positions keep their logits.

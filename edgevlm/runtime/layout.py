@@ -29,11 +29,15 @@ class Layout:
         chunks: token ids and image places, in order; the last one is text.
         images: RGB uint8 [height, width, 3], in order.
         costs: what each image costs.
+        n_tiles: how many of the chunks each image is.
+        end: how the prompt ends, as the chat template wrote it.
     """
 
     chunks: tuple[TextChunk | ImageChunk, ...]
     images: tuple[Pixels, ...]
     costs: tuple[ImageCost, ...]
+    n_tiles: tuple[int, ...]
+    end: str
 
     @property
     def n_visual_tokens(self) -> int:
@@ -55,6 +59,11 @@ class Layout:
             else:
                 ids += [VISUAL_TOKEN] * chunk.n_tokens
         return ids
+
+    @property
+    def text_tokens(self) -> list[int]:
+        """Token ids in order, those of images left out."""
+        return [token for token in self.token_ids if token != VISUAL_TOKEN]
 
     def check_room(self, n_ctx: int, *, n_more: int, n_ctx_train: int) -> None:
         """Raise ContextOverflowError unless the prompt and `n_more` tokens fit into `n_ctx`."""
@@ -101,28 +110,29 @@ class Layouter:
             else self._make_template(facts.chat_template, facts.special_token_ids)
         )
 
-    def lay_out(self, messages: Sequence[Message]) -> Layout:
+    def lay_out(self, messages: Sequence[Message], *, think: bool | None = None) -> Layout:
         """Return the layout of a conversation; nothing is encoded.
+
+        Args:
+            messages: the conversation.
+            think: what the chat template is told as `enable_thinking`; None: nothing.
 
         Raises:
             PromptError: the chat template fails, or there is no projector for the images.
             ImageError: an image that the projector cannot take.
         """
         images = tuple(chain.from_iterable(message.images for message in messages))
+        places = [self._place(image.shape[1], image.shape[0]) for image in images]
         costs = tuple(
-            ImageCost(
-                width=image.shape[1],
-                height=image.shape[0],
-                n_visual_tokens=self.count_visual_tokens(image.shape[1], image.shape[0]),
-            )
-            for image in images
+            ImageCost(width=image.shape[1], height=image.shape[0], n_visual_tokens=sum(place))
+            for image, place in zip(images, places, strict=True)
         )
         if self._template is None:
             raise PromptError(
                 "the model file has no chat template",
                 hint="it may be a base model; use one that was trained to chat",
             )
-        parts = self._template.parts(messages)
+        parts = self._template.parts(messages, think=think)
         add_special = not self._template.begins_with_bos(parts)
         chunks = self._chunks(parts, images, add_special=add_special)
         if not chunks or not isinstance(chunks[-1], TextChunk):
@@ -130,16 +140,31 @@ class Layouter:
                 "the rendered prompt does not end with text: there is nothing to answer",
                 hint="the chat template lacks its generation prompt",
             )
-        return Layout(chunks=tuple(chunks), images=images, costs=costs)
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        return Layout(
+            chunks=tuple(chunks),
+            images=images,
+            costs=costs,
+            n_tiles=tuple(map(len, places)),
+            end="".join(texts[-4:])[-100:],
+        )
 
     def count_visual_tokens(self, width: int, height: int) -> int:
         """Return how many tokens an image of this size costs."""
-        chunks = self.projector.tokenize([BitmapPart(width=width, height=height)])
-        return sum(chunk.n_tokens for chunk in chunks if isinstance(chunk, ImageChunk))
+        return sum(self._place(width, height))
+
+    def _place(self, width: int, height: int) -> list[int]:
+        """Return the visual tokens of each encode of an image."""
+        chunks = self.projector().tokenize([BitmapPart(width=width, height=height)])
+        return [chunk.n_tokens for chunk in chunks if isinstance(chunk, ImageChunk)]
 
     @property
+    def takes_think(self) -> bool:
+        """Whether the chat template knows a switch for thinking."""
+        return self._template is not None and self._template.takes_think
+
     def projector(self) -> Projector:
-        """The projector.
+        """Return the projector.
 
         Raises:
             PromptError: there is none.

@@ -52,12 +52,14 @@ class TextFacts:
         special_token_ids: token ids as templates name them, "bos_token" and so on.
         normalizer: that llama.cpp leaves to us: "NFC" or "".
         sampling: what `general.sampling.*` says, by the names of SamplingParams.
+        end_token_ids: that end an answer besides those that llama.cpp knows.
     """
 
     chat_template: str | None
     special_token_ids: dict[str, int]
     normalizer: str
     sampling: dict[str, float | int]
+    end_token_ids: tuple[int, ...]
 
 
 def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
@@ -89,6 +91,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
         },
         normalizer=_string(file, "edgevlm.tokenizer.normalizer") or "",
         sampling=_sampling(file),
+        end_token_ids=_end_token_ids(file, n_tokens),
     )
 
 
@@ -154,6 +157,18 @@ def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
                 " every image",
                 hint="convert the model again from its checkpoint",
             )
+
+
+def _end_token_ids(file: GGUFFile, n_tokens: int) -> tuple[int, ...]:
+    entry = file.metadata.get("edgevlm.tokenizer.end_token_ids")
+    values = entry.value if entry is not None else []
+    ids = [value for value in values if isinstance(value, int)] if isinstance(values, list) else []
+    if any(not 0 <= token < n_tokens for token in ids):
+        raise GGUFError(
+            f"`{file.path}` names end tokens beyond its {n_tokens} tokens",
+            hint="convert the model again",
+        )
+    return tuple(ids)
 
 
 def _sampling(file: GGUFFile) -> dict[str, float | int]:

@@ -9,24 +9,19 @@ across the border come out as they do in the checkpoint's own tokenizer.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
 from edgevlm.errors import PromptError
 from edgevlm.native.projector import TextPart
-
-_TEMPLATE_HINT = "the model file's chat template is broken; convert the model again"
+from edgevlm.runtime.template import BoundedTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +109,7 @@ class ChatTemplate:
                 f"the tokenizer's normalizer {normalizer!r} is unknown",
                 hint="the model file needs a newer edgevlm",
             )
-        self._template = _compile(source)
+        self._template = BoundedTemplate(source)
         self._special_tokens = dict(special_tokens)
         self._image_span = image_span
         self._normalizer = normalizer
@@ -125,9 +120,18 @@ class ChatTemplate:
         self._control = re.compile(alternatives) if longest_first else None
 
     def parts(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        think: bool | None = None,
     ) -> list[PromptPart]:
         """Render `messages` and return the prompt in parts.
+
+        Args:
+            messages: the conversation.
+            add_generation_prompt: begin the answer's turn.
+            think: passed to the template as `enable_thinking`; None leaves it undefined.
 
         Raises:
             PromptError: the template fails, drops a text, or does not show every image.
@@ -136,6 +140,7 @@ class ChatTemplate:
         rendered = self._render(
             [self._mask(message, texts, as_list=self._takes_lists) for message in messages],
             add_generation_prompt=add_generation_prompt,
+            think=think,
         )
         if any(f"'{key}'" in rendered for key in texts):
             # The list itself was printed: some templates walk a user's content, not a system's.
@@ -143,9 +148,15 @@ class ChatTemplate:
             rendered = self._render(
                 [self._mask(message, texts, as_list=bool(message.images)) for message in messages],
                 add_generation_prompt=add_generation_prompt,
+                think=think,
             )
         n_images = sum(len(message.images) for message in messages)
         return self._split(rendered, texts, n_images)
+
+    @property
+    def takes_think(self) -> bool:
+        """Whether the template asks for `enable_thinking`."""
+        return "enable_thinking" in self._template.source
 
     def begins_with_bos(self, parts: Sequence[PromptPart]) -> bool:
         """Return whether the template itself wrote BOS in front."""
@@ -185,18 +196,23 @@ class ChatTemplate:
         ]
         return {"role": message.role, "content": content}
 
-    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
-            )
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            # A template is a program from a file: whatever it stumbles over is its own fault.
-            raise PromptError(f"the chat template fails: {error}", hint=_TEMPLATE_HINT) from None
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        think: bool | None = None,
+    ) -> str:
+        values: dict[str, Any] = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            **self._special_tokens,
+        }
+        if think is not None:
+            values["enable_thinking"] = think
+        return self._template.render(values)
 
     def _split(self, rendered: str, texts: Mapping[str, str], n_images: int) -> list[PromptPart]:
         pieces: list[tuple[str, bool]] = []  # (text, whether the template wrote it)
@@ -299,29 +315,3 @@ def _placeholder(text: str, texts: dict[str, str]) -> str:
     texts[key] = core
     before, _, after = text.partition(core)
     return f"{before}{key}{after}"
-
-
-def _compile(source: str) -> Any:
-    environment: Any = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(source)
-    except (TemplateError, RecursionError) as error:
-        raise PromptError(f"the chat template is invalid: {error}", hint=_TEMPLATE_HINT) from None
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes for HTML, which a model never saw in training.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

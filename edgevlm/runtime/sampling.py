@@ -25,7 +25,7 @@ class SamplingParams:
         min_p: probability relative to the best candidate; 0 for all.
         repeat_penalty: logits of recent tokens are divided (negative: multiplied) by it; 1 for off.
         repeat_last_n: tokens that count as recent, for all penalties and DRY; 0 for none, -1 for
-            as many as the context holds. The prompt does not count, only the answer.
+            as many as the context holds. The prompt's text counts, as in llama.cpp.
         frequency_penalty: taken from a recent token's logit as often as it occurred.
         presence_penalty: taken from a recent token's logit once.
         dry_multiplier: strength of DRY ("don't repeat yourself"); 0 for off.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ModelLoadError
-from edgevlm.native.projector import EncodedImage, TextChunk, open_projector
-from edgevlm.native.sampler import Sampler, open_sampler
+from edgevlm.native.projector import open_projector
+from edgevlm.native.sampler import open_sampler
 from edgevlm.native.text_model import (
     ContextOptions,
     FlashAttention,
@@ -27,8 +24,12 @@ from edgevlm.native.text_model import (
     open_context,
     open_text_model,
 )
-from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, StopReason, Timings
+from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, Timings
+from edgevlm.runtime.answer_stream import REASONING_TAGS, AnswerStream, opened_tag
+from edgevlm.runtime.context_policy import ContextFitter, Limits
+from edgevlm.runtime.decode import Decoder, Ending, sampler_options
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
+from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
@@ -38,16 +39,13 @@ DEFAULT_N_CTX = 4096
 _FILE_BYTES_PER_THREAD = 32 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prefilled:
-    """What it took to bring a prompt into the context."""
-
-    encoded: tuple[EncodedImage, ...]
-    prefill_ms: float
-
-
 class VLM:
-    """A loaded model. Made by `open_vlm`; one conversation at a time, from one thread."""
+    """A loaded model. Made by `open_vlm`; one conversation at a time, from one thread.
+
+    Attributes:
+        cache: what the KV cache holds.
+        layouter: lays out conversations.
+    """
 
     def __init__(
         self,
@@ -59,13 +57,14 @@ class VLM:
     ) -> None:
         self._sampling_defaults = sampling_defaults
         self._model = model
-        self._context = context
-        self._layouter = layouter
+        self.cache = KVCache(context)
+        self._fitter = ContextFitter()
+        self.layouter = layouter
 
     @property
     def n_ctx(self) -> int:
         """Tokens that the context holds, prompt and answer together."""
-        return self._context.n_ctx
+        return self.cache.context.n_ctx
 
     @property
     def sampling_defaults(self) -> dict[str, float | int]:
@@ -79,11 +78,15 @@ class VLM:
 
     def count_visual_tokens(self, width: int, height: int) -> int:
         """Return how many tokens an image of this size costs; nothing is encoded."""
-        return self._layouter.count_visual_tokens(width, height)
+        return self.layouter.count_visual_tokens(width, height)
+
+    def forget(self) -> None:
+        """Empty the KV cache; the next answer reads and encodes everything anew."""
+        self.cache.clear()
 
     def token_ids(self, prompt: Prompt, images: Sequence[Pixels] = ()) -> list[int]:
         """Return the prompt's token ids as the text model gets them, images as VISUAL_TOKEN."""
-        return self._layouter.lay_out(conversation(prompt, images)).token_ids
+        return self.layouter.lay_out(conversation(prompt, images)).token_ids
 
     def generate(
         self,
@@ -118,50 +121,105 @@ class VLM:
             ImageError: an image that the projector cannot take.
             PromptError: the chat template fails, or there is no projector for the images.
         """
+        asked = time.perf_counter()
         params = params if params is not None else SamplingParams()
-        started = time.perf_counter()
-        layout = self._lay_out(prompt, images, n_more=1)
-        layout_ms = _ms_since(started)
+        ending = Ending(
+            should_stop=should_stop,
+            deadline=None if params.max_seconds is None else asked + params.max_seconds,
+        )
+        if think is not None and not self.layouter.takes_think:
+            on_note("this model's chat template knows no switch for thinking")
+        layout = self._fitter.fit(
+            conversation(prompt, images),
+            lambda messages: self.layouter.lay_out(messages, think=think),
+            policy=context_policy,
+            limits=self._limits(params),
+            summarize=lambda request, n_tokens: self._summarize(request, n_tokens, ending),
+            on_note=on_note,
+        )
+        layout_ms = _ms_since(asked)
         if layout.costs:
             on_images(layout.costs)
-        started = time.perf_counter()  # whoever looks on is not counted
-        prefilled = self._prefill(layout)
-        with open_sampler(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=params.seed,
-        ) as sampler:
-            first = sampler.next_token(self._context)
-            ttft_ms = layout_ms + _ms_since(started)
-            text, tokens, stop_reason, decode_ms = self._decode(
-                first, sampler, params, on_text, should_stop
+        stream = AnswerStream(
+            stop=params.stop,
+            tags=opened_tag(layout.end),
+            on_text=on_text,
+            on_reasoning=on_reasoning,
+        )
+        return self._answer(layout, params, stream, ending, layout_ms=layout_ms)
+
+    def _limits(self, params: SamplingParams) -> Limits:
+        n_ctx = self.n_ctx
+        n_wanted = n_ctx if params.max_tokens is None else params.max_tokens
+        return Limits(
+            n_ctx=n_ctx,
+            n_ctx_train=self._model.n_ctx_train,
+            n_answer=max(1, min(n_wanted, n_ctx // 4)),
+        )
+
+    def _summarize(self, layout: Layout, n_tokens: int, ending: Ending) -> str:
+        params = SamplingParams(max_tokens=n_tokens)
+        stream = AnswerStream(tags=opened_tag(layout.end))
+        return self._answer(layout, params, stream, ending, layout_ms=0.0).text
+
+    def _answer(
+        self,
+        layout: Layout,
+        params: SamplingParams,
+        stream: AnswerStream,
+        ending: Ending,
+        *,
+        layout_ms: float,
+    ) -> Answer:
+        started = time.perf_counter()
+        options = sampler_options(params, n_vocab=self.n_vocab, n_ctx=self.n_ctx)
+        with open_sampler(self._model, options) as sampler:
+            if options.looks_back:
+                sampler.remember(layout.text_tokens[-options.last_n :])
+            decoder = Decoder(
+                model=self._model,
+                cache=self.cache,
+                sampler=sampler,
+                params=params,
+                stream=stream,
+                ending=ending,
             )
-        images_ms = tuple(image.encode_ms for image in prefilled.encoded)
+            prefilled = self.cache.prefill(
+                layout, self.layouter.projector, should_end=lambda: ending.reason() is not None
+            )
+            if prefilled.is_complete:
+                first = decoder.first()
+                ttft_ms = layout_ms + _ms_since(started)
+                began = time.perf_counter()
+                stop_reason = decoder.run(first)
+                decode_ms = _ms_since(began)
+            else:
+                ttft_ms, decode_ms = layout_ms + _ms_since(started), 0.0
+                stop_reason = ending.reason() or "cancelled"
+        n_tokens = len(decoder.tokens)
         return Answer(
-            text=text,
-            token_ids=tuple(tokens),
+            text=stream.text,
+            reasoning=stream.reasoning,
+            token_ids=tuple(decoder.tokens),
             n_prompt_tokens=layout.n_tokens,
+            n_reused_tokens=prefilled.n_reused_tokens,
             n_visual_tokens=layout.n_visual_tokens,
             images=layout.costs,
             stop_reason=stop_reason,
             timings=Timings(
-                preprocess_ms=layout_ms + sum(image.preprocess_ms for image in prefilled.encoded),
-                encode_ms=sum(images_ms),
+                preprocess_ms=layout_ms + prefilled.preprocess_ms,
+                encode_ms=sum(prefilled.image_encode_ms),
                 prefill_ms=prefilled.prefill_ms,
                 ttft_ms=ttft_ms,
                 decode_ms=decode_ms,
-                n_decoded=max(0, len(tokens) - (stop_reason != "end")),
-                image_encode_ms=images_ms,
+                n_decoded=max(0, n_tokens - (stop_reason != "end")),
+                image_encode_ms=prefilled.image_encode_ms,
             ),
         )
 
     def first_logits(self, prompt: Prompt, images: Sequence[Pixels] = ()) -> NDArray[np.float32]:
         """Return [n_vocab] float32: logits of the first token of the answer."""
-        layout = self._lay_out(prompt, images, n_more=0)
-        self._prefill(layout)
-        return self._context.logits(1)[0]
+        return self._prefill_cold(prompt, images, n_more=0).logits(1)[0]
 
     def answer_logits(
         self, prompt: Prompt, images: Sequence[Pixels] = (), *, answer: Sequence[int]
@@ -176,81 +234,23 @@ class VLM:
         Returns:
             [len(answer), n_vocab] float32; row i predicts answer[i] from all before it.
         """
-        layout = self._lay_out(prompt, images, n_more=len(answer) - 1)
-        self._prefill(layout)
-        rows = [self._context.logits(1)]
-        step = self._context.n_outputs
+        context = self._prefill_cold(prompt, images, n_more=len(answer) - 1)
+        rows = [context.logits(1)]
+        step = context.n_outputs
         for start in range(0, len(answer) - 1, step):
             part = answer[start : min(start + step, len(answer) - 1)]
-            self._context.decode_tokens(part, n_logits=len(part))
-            rows.append(self._context.logits(len(part)))
+            self.cache.append(part, n_logits=len(part))
+            rows.append(context.logits(len(part)))
         return np.concatenate(rows)
 
-    def _lay_out(self, prompt: Prompt, images: Sequence[Pixels], *, n_more: int) -> Layout:
-        layout = self._layouter.lay_out(conversation(prompt, images))
+    def _prefill_cold(
+        self, prompt: Prompt, images: Sequence[Pixels], *, n_more: int
+    ) -> TextContext:
+        # What logits are compared with must not depend on what was asked before, not in one bit.
+        layout = self.layouter.lay_out(conversation(prompt, images))
         layout.check_room(self.n_ctx, n_more=n_more, n_ctx_train=self._model.n_ctx_train)
-        return layout
-
-    def _prefill(self, layout: Layout) -> _Prefilled:
-        """Encode the images, then bring the prompt into an empty context; its last logits stay."""
-        encoded = tuple(self._layouter.projector.encode(image) for image in layout.images)
-        tiles = chain.from_iterable(image.tiles for image in encoded)
-        started = time.perf_counter()
-        context = self._context
-        context.clear()
-        for number, chunk in enumerate(layout.chunks):
-            if isinstance(chunk, TextChunk):
-                is_last = number == len(layout.chunks) - 1
-                context.decode_tokens(chunk.tokens, n_logits=int(is_last))
-                continue
-            rows = next(tiles, None)
-            if rows is None or len(rows) != chunk.n_tokens:
-                raise RuntimeError("libmtmd counted other visual tokens than it encoded")
-            context.decode_embeddings(
-                rows,
-                chunk.positions + np.int32(context.position),
-                n_positions_used=chunk.n_positions_used,
-                causal=chunk.causal,
-            )
-        context.synchronize()
-        return _Prefilled(encoded=encoded, prefill_ms=_ms_since(started))
-
-    def _decode(
-        self,
-        token: int,
-        sampler: Sampler,
-        params: SamplingParams,
-        on_text: Callable[[str], None],
-        should_stop: Callable[[], bool],
-    ) -> tuple[str, list[int], StopReason, float]:
-        started = time.perf_counter()
-        pieces: list[str] = []
-        tokens: list[int] = []
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-        def emit(data: bytes, *, final: bool = False) -> None:
-            text = utf8.decode(data, final)
-            if text:
-                pieces.append(text)
-                on_text(text)
-
-        stop_reason: StopReason = "end"
-        while not self._model.is_end(token):
-            tokens.append(token)
-            emit(self._model.piece(token))
-            if should_stop():
-                stop_reason = "cancelled"
-                break
-            if params.max_tokens is not None and len(tokens) >= params.max_tokens:
-                stop_reason = "max_tokens"
-                break
-            if self._context.n_used >= self.n_ctx:
-                stop_reason = "context_full"
-                break
-            self._context.decode_tokens([token], n_logits=1)
-            token = sampler.next_token(self._context)
-        emit(b"", final=True)
-        return "".join(pieces), tokens, stop_reason, _ms_since(started)
+        self.cache.prefill(layout, self.layouter.projector, reuse=False)
+        return self.cache.context
 
 
 @contextmanager
@@ -296,6 +296,8 @@ def open_vlm(
         text_model = stack.enter_context(
             open_text_model(model, ModelOptions(device=device, n_gpu_layers=gpu_layers))
         )
+        text_model.add_ends(facts.end_token_ids)
+        text_model.add_tags([tag for tags in REASONING_TAGS for tag in tags])
         options = ContextOptions(
             n_ctx=_context_length(n_ctx, text_model.n_ctx_train),
             n_threads=n_threads or default_threads(model),

@@ -111,6 +111,7 @@ def test_logits_along_an_answer(vlm: VLM, picture: Picture) -> None:
 def test_what_an_answer_tells(vlm: VLM, picture: Picture) -> None:
     pieces: list[str] = []
     costs: list[ImageCost] = []
+    vlm.forget()
     answer = vlm.generate(
         "What color is the cross?", [picture(0)], on_text=pieces.append, on_images=costs.extend
     )
