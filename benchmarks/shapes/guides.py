@@ -48,8 +48,9 @@ class Guides(nn.Module):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the mean cross-entropy of each guide for the forward pass just made."""
         visual = self._seen["visual"].float()
+        under_tokens = batch.under_tokens.to(visual.device)
         found = {
-            name: _present(guide(visual), batch.under_tokens[:, i])
+            name: _present(guide(visual), under_tokens[:, i])
             for i, (name, guide) in enumerate(
                 zip(("colour", "shape", "digit 1", "digit 2"), self.under_tokens, strict=True)
             )
@@ -59,6 +60,7 @@ class Guides(nn.Module):
             ("relation", self.relations, batch.relations),
         ):
             if len(targets):
+                targets = targets.to(visual.device)
                 hidden = self._seen[f"{kind}s"][targets[:, 0], targets[:, 1]].float()
                 for i, (axis, guide) in enumerate(zip(("row", "column"), guides, strict=True)):
                     found[f"{kind} {axis}"] = cross_entropy(guide(hidden), targets[:, 2 + i])

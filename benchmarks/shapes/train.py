@@ -155,7 +155,7 @@ class Trainer:
 
     def resume(self, path: Path, *, keep_clock: bool) -> None:
         """Go on from a saved state; without `keep_clock` the schedule begins again."""
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, map_location=self.device, weights_only=False)
         self.model.load_state_dict(state["model"])
         self.guides.load_state_dict(state["guides"])
         self.optimizer.load_state_dict(state["optimizer"])
