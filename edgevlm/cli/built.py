@@ -79,10 +79,19 @@ def show_plan(files: tuple[FilePlan, ...], *, json: bool) -> None:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory this process has held (ru_maxrss, which Linux counts in KiB)."""
+    """Return the most memory this process has held.
+
+    Linux: VmHWM of /proc/self/status, because ru_maxrss also counts what the parent held when it
+    started us (getrusage(2), execve keeps it). Elsewhere ru_maxrss, in bytes on macOS, KiB on BSD.
+    """
+    import re
     import resource
     import sys
+    from pathlib import Path
 
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -95,7 +95,10 @@ def _show_next(folder: Path, *, quiet: bool) -> None:
     from edgevlm.cli import console
 
     # `make demo` installs into .venv, which is on nobody's PATH.
-    program = "edgevlm" if shutil.which("edgevlm") else os.path.relpath(sys.argv[0])
+    script = os.path.relpath(sys.argv[0])
+    if script.endswith("__main__.py"):
+        script = "python -m edgevlm"
+    program = "edgevlm" if shutil.which("edgevlm") else script
     image = os.path.relpath(folder / "images" / "000.png")
     for arguments in (
         f'chat {image} -m shapes -p "Describe the image."',
