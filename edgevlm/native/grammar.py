@@ -91,7 +91,9 @@ def json_schema_grammar(schema: str) -> str:
         raise _bad_schema(f"it is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise _bad_schema("it is no JSON object")
-    _check_schema(cast(object, value), 0)
+    schema_object = cast(dict[str, object], value)
+    targets: dict[str, object] = {}
+    _check_schema(schema_object, schema_object, targets, 0)
     module: Any = load_module("llama_cpp.llama_grammar")
 
     class Converter(module.SchemaConverter):
@@ -101,7 +103,9 @@ def json_schema_grammar(schema: str) -> str:
 
     converter: Any = Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
     try:
-        converter.visit(converter.resolve_refs(value, "schema"), "")
+        # Its own `resolve_refs` overlooks what stands beside or behind a reference.
+        converter._refs = targets
+        converter.visit(schema_object, "")
         grammar: str = converter.format_grammar()
     except (
         ArithmeticError,
@@ -118,23 +122,52 @@ def json_schema_grammar(schema: str) -> str:
     return grammar
 
 
-def _check_schema(value: object, depth: int) -> None:
-    """Refuse what would make the converter fetch, recurse or multiply without a bound."""
+def _check_schema(
+    value: object, root: dict[str, object], targets: dict[str, object], depth: int
+) -> None:
+    """Refuse what would make the converter fetch, recurse or multiply without a bound.
+
+    Args:
+        value: a part of the schema.
+        root: the whole schema, where references lead.
+        targets: filled by reference.
+        depth: of `value`.
+    """
     if depth > _MAX_SCHEMA_DEPTH:
         raise _bad_schema(f"it is nested more than {_MAX_SCHEMA_DEPTH} deep")
     if isinstance(value, list):
         for item in cast(list[object], value):
-            _check_schema(item, depth + 1)
+            _check_schema(item, root, targets, depth + 1)
     if not isinstance(value, dict):
         return
     for key, item in cast(dict[str, object], value).items():
-        if key == "$ref" and not (isinstance(item, str) and item.startswith("#/")):
-            raise _bad_schema(f"`$ref` {str(item)[:60]!r} leads out of it")
+        if key == "$ref":
+            target = _target(item if isinstance(item, str) else str(item), root)
+            if item == "#":  # the converter names rules after the last step of a reference
+                item = cast(dict[str, object], value)[key] = "#/whole-schema"
+            targets[str(item)] = target
         if key in _BOUNDS and isinstance(item, int) and not 0 <= item <= _MAX_REPETITIONS:
             raise _bad_schema(f"`{key}` {item} is not 0 to {_MAX_REPETITIONS}")
         if key == "pattern" and isinstance(item, str):
             _check_pattern(item)
-        _check_schema(item, depth + 1)
+        _check_schema(item, root, targets, depth + 1)
+
+
+def _target(reference: str, root: dict[str, object]) -> object:
+    """Return what a reference such as `#/$defs/color` leads to (RFC 6901)."""
+    if reference != "#" and not reference.startswith("#/"):
+        raise _bad_schema(f"`$ref` {reference[:60]!r} leads out of it")
+    target: object = root
+    for step in reference.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, dict) and name in target:
+            target = cast(dict[str, object], target)[name]
+            continue
+        items = cast(list[object], target) if isinstance(target, list) else []
+        if not (name.isdecimal() and len(name) < 9 and int(name) < len(items)):
+            raise _bad_schema(f"`$ref` {reference[:60]!r} leads nowhere")
+        target = items[int(name)]
+    return target
 
 
 def _check_pattern(pattern: str) -> None:
