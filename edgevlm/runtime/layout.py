@@ -89,6 +89,9 @@ class Layouter:
         projector: None for text alone.
         facts: of the text model's header.
         span: how the family writes an image; None without projector.
+
+    Attributes:
+        template: the chat template; None for a model without.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Layouter:
         self._span = span
         self._normalizer = facts.normalizer
         # Made with the model: a walk over 150,000 tokens belongs to loading, not to the answer.
-        self._template = (
+        self.template = (
             None
             if facts.chat_template is None
             else self._make_template(facts.chat_template, facts.special_token_ids)
@@ -127,13 +130,13 @@ class Layouter:
             ImageCost(width=image.shape[1], height=image.shape[0], n_visual_tokens=sum(place))
             for image, place in zip(images, places, strict=True)
         )
-        if self._template is None:
+        if self.template is None:
             raise PromptError(
                 "the model file has no chat template",
                 hint="it may be a base model; use one that was trained to chat",
             )
-        parts = self._template.parts(messages, think=think)
-        add_special = not self._template.begins_with_bos(parts)
+        parts = self.template.parts(messages, think=think)
+        add_special = not self.template.begins_with_bos(parts)
         chunks = self._chunks(parts, images, add_special=add_special)
         if not chunks or not isinstance(chunks[-1], TextChunk):
             raise PromptError(
@@ -161,7 +164,7 @@ class Layouter:
     @property
     def takes_think(self) -> bool:
         """Whether the chat template knows a switch for thinking."""
-        return self._template is not None and self._template.takes_think
+        return self.template is not None and self.template.takes_think
 
     def projector(self) -> Projector:
         """Return the projector.

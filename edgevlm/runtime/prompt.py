@@ -93,6 +93,9 @@ class ChatTemplate:
         image_span: how this family writes an image; None for a text model without projector.
         normalizer: "NFC" or ""; llama.cpp applies none to a BPE vocabulary, the checkpoint's own
             tokenizer may, so plain text is normalized here.
+
+    Attributes:
+        template: compiled.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class ChatTemplate:
                 f"the tokenizer's normalizer {normalizer!r} is unknown",
                 hint="the model file needs a newer edgevlm",
             )
-        self._template = BoundedTemplate(source)
+        self.template = BoundedTemplate(source)
         self._special_tokens = dict(special_tokens)
         self._image_span = image_span
         self._normalizer = normalizer
@@ -156,7 +159,7 @@ class ChatTemplate:
     @property
     def takes_think(self) -> bool:
         """Whether the template asks for `enable_thinking`."""
-        return "enable_thinking" in self._template.source
+        return "enable_thinking" in self.template.source
 
     def begins_with_bos(self, parts: Sequence[PromptPart]) -> bool:
         """Return whether the template itself wrote BOS in front."""
@@ -212,7 +215,7 @@ class ChatTemplate:
         }
         if think is not None:
             values["enable_thinking"] = think
-        return self._template.render(values)
+        return self.template.render(values)
 
     def _split(self, rendered: str, texts: Mapping[str, str], n_images: int) -> list[PromptPart]:
         pieces: list[tuple[str, bool]] = []  # (text, whether the template wrote it)

@@ -88,6 +88,14 @@ class VLM:
         """Return the prompt's token ids as the text model gets them, images as VISUAL_TOKEN."""
         return self.layouter.lay_out(conversation(prompt, images)).token_ids
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of plain text: no template, no control tokens."""
+        return self._model.tokenize(text, parse_special=False)
+
+    def is_end(self, token: int) -> bool:
+        """Return whether `token` ends an answer."""
+        return self._model.is_end(token)
+
     def generate(
         self,
         prompt: Prompt,
