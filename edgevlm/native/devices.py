@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from edgevlm.errors import ModelLoadError
@@ -15,6 +18,8 @@ DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 # What a user calls it -> how the backend registers itself.
 _BACKENDS = {"cuda": "CUDA", "metal": "MTL", "vulkan": "Vulkan"}
+# Backends that llama-cpp-python can be built with, and their library's name.
+_GPU_LIBRARIES = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "opencl", "cann", "rpc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +123,22 @@ def offload_handles(device: str) -> list[int] | None:
             hint=f"use `--device auto`, or install a build of llama-cpp-python with {device}",
         )
     return found
+
+
+def gpu_libraries() -> tuple[str, ...]:
+    """Return the GPU backends beside llama-cpp-python; nothing is loaded for the answer."""
+    spec = importlib.util.find_spec("llama_cpp")
+    places = spec.submodule_search_locations if spec is not None else None
+    names = [file.name for place in places or () for file in Path(place, "lib").glob("*ggml*")]
+    return tuple(kind for kind in _GPU_LIBRARIES if any(f"ggml-{kind}" in name for name in names))
+
+
+def system_info() -> str:
+    """Return ggml's own line about what this build can use: "CPU : SSE3 = 1 | AVX2 = 1 | ..."."""
+    line: bytes = load_library().llama.llama_print_system_info()
+    return line.decode("utf-8", "replace").strip()
+
+
+def parse_system_info(line: str) -> frozenset[str]:
+    """Return the features that ggml's system info line gives as present."""
+    return frozenset(re.findall(r"(\w+) = (?!0\b)\w+", line))

@@ -1,0 +1,333 @@
+"""How much RAM a model will take, from the headers of its files alone.
+
+What the process of the engine holds at its worst (the kernel's "peak resident set", mapped pages
+included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at work, part by part:
+
+- Weights of the text model are mapped and stay resident; the projector's are read into memory.
+- Matrices of some types are kept a second time, interleaved for the processor's instructions
+  ("repacked"; the types: `_REPACKED`, from ggml-cpu/repack.cpp and ggml-cpu/amx). The mapped pages
+  they came from are never read again: the kernel can drop them, yet they count as resident.
+- The KV cache is cleared when it is made, so all of it is resident from the start: n_ctx, rounded
+  up to 256 tokens, times the K and V rows of all layers in the cache's type.
+- The text model's compute buffer holds what lives at one moment for one batch. With E the width, I
+  the width of the rows that enter (E, more with deepstack), F the feed-forward width, Q and K the
+  widths of all heads and all KV heads, the floats per token are at most
+  max(3 F + I + 6 E, I + 6.5 E + 2 (Q + K)), and beside them a mask of n_ctx F16 values per token.
+  Without flash attention: n_ctx floats per token and head, and an F32 mask. Fitted on 13 shapes
+  (E 256 to 1024, F 512 to 4096, 4 to 16 heads): never below what llama.cpp reserved, and at most
+  1.2 times that.
+- The vision tower's, with D its width, G its feed-forward width and M the patches per visual token:
+  max(9.5 D, 5 D + G, 5 D + I / M) floats per patch; without flash attention 10 D and a table of
+  patches x patches per head. Fitted on towers of D 256 to 1024, at 256 and 1024 patches.
+- While libmtmd opens a projector it makes two blank pictures of the size for a warm-up, even with
+  the warm-up off, and frees them: 24 bytes a pixel, 52 MB for Qwen3-VL. For a tiny model this is
+  the peak.
+- Vocabulary: llama.cpp's tables, and ours of the token strings.
+
+Not modelled: layers on a GPU, sliding windows and recurrent states (counted as full KV), tiles of
+an image (counted one by one). The constants of Python and libraries are those of Linux on x86-64.
+`benchmarks/memory.py` holds the whole against measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgevlm.ggml_types import TENSOR_TYPES, tensor_n_bytes
+from edgevlm.gguf_file import GGUFFile, GGUFTensor
+
+# Python, numpy, Pillow, jinja2 and llama.cpp's libraries once loaded; then a context's tables, and
+# a projector's.
+_BASELINE_BYTES = 54_000_000
+_PROJECTOR_TABLE_BYTES = 5_000_000
+# `read_gguf` keeps what it read at first: this much of a file, or all of a smaller one.
+_HEADER_BYTES = 1 << 24
+# Per token and per merge in llama.cpp, and per token string held by Python beside a projector.
+_TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
+_CACHE_STEP = 256
+_N_BATCH = 512
+_N_OUTPUTS = 16
+# Qwen towers: llama.cpp's own limits (tools/mtmd/clip.cpp), in tokens.
+_MIN_IMAGE_TOKENS, _MAX_IMAGE_TOKENS, _WARMUP_SIDE = 8, 4096, 46
+_F32 = 4
+# Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
+_PIXEL_BYTES = 2 * 12 + 2 * 3
+# Embeddings: in the graph, in libmtmd, in numpy.
+_EMBEDDING_COPIES = 3
+# Tensor type -> (any of these sets of features, rows must be a multiple of).
+_REPACKED: dict[str, tuple[tuple[frozenset[str], int], ...]] = {}
+
+
+def _repacked(names: str, features: str, step: int) -> None:
+    for name in names.split():
+        known = _REPACKED.get(name, ())
+        _REPACKED[name] = (*known, (frozenset(features.split()), step))
+
+
+_repacked("Q4_0 Q4_K IQ4_NL MXFP4", "AVX2", 8)
+_repacked("Q2_K", "AVX512", 8)
+_repacked("Q4_0 Q8_0 Q1_0 IQ4_NL MXFP4", "NEON DOTPROD", 4)
+_repacked("Q4_K Q5_K Q6_K", "NEON DOTPROD", 8)
+_repacked("Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K IQ4_XS", "AMX_INT8", 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Predicted RAM of one loaded model, in bytes, part by part.
+
+    Attributes:
+        n_ctx: the context it is for.
+        weights: mapped tensors of the text model.
+        repacked: second copies of some of them.
+        kv_cache: keys and values of all layers.
+        mmproj: weights of the projector.
+        vocabulary: tokens and merges, and the file's header.
+        text_compute: intermediate values of the text model.
+        vision_compute: intermediate values of vision tower and projector, and the largest image.
+        warmup: pictures that libmtmd makes and frees while it opens a projector.
+        baseline: Python and libraries.
+    """
+
+    n_ctx: int
+    weights: int
+    repacked: int
+    kv_cache: int
+    mmproj: int
+    vocabulary: int
+    text_compute: int
+    vision_compute: int
+    warmup: int
+    baseline: int
+
+    @property
+    def peak_n_bytes(self) -> int:
+        """The most that is resident at one moment."""
+        kept = self.weights + self.repacked + self.kv_cache + self.mmproj + self.vocabulary
+        working = self.text_compute + self.vision_compute
+        return kept + self.baseline + max(working, self.warmup)
+
+    @property
+    def needed_n_bytes(self) -> int:
+        """What must be had: the peak without pages that the kernel may drop at no cost."""
+        return self.peak_n_bytes - self.repacked
+
+
+def predict_footprint(
+    text: GGUFFile,
+    mmproj: GGUFFile | None,
+    *,
+    n_ctx: int,
+    kv_type: str = "F16",
+    flash_attention: bool = True,
+    image_sizes: Sequence[tuple[int, int]] = (),
+    features: frozenset[str] = frozenset(),
+) -> Footprint:
+    """Predict the RAM of a chat.
+
+    Args:
+        text: header of the text model.
+        mmproj: header of the projector, None for none.
+        n_ctx: context length in tokens.
+        kv_type: tensor type of the KV cache.
+        flash_attention: whether it is on.
+        image_sizes: (width, height) in pixels of the images to come, the largest counts; none: an
+            image of 1024 x 1024 is allowed for where there is a projector.
+        features: of the processor, by ggml's names; they decide what is repacked.
+    """
+    sizes = _TextSizes.read(text, mmproj)
+    vision = warmup = n_tables = 0
+    if mmproj is not None:
+        vision = _vision_compute(
+            mmproj, sizes, n_ctx, image_sizes or ((1024, 1024),), flash_attention
+        )
+        side = _WARMUP_SIDE * _cell(mmproj) if _is_dynamic(mmproj) else _image_side(mmproj)
+        warmup = 24 * side * side
+        n_tables = _PROJECTOR_TABLE_BYTES
+    return Footprint(
+        n_ctx=n_ctx,
+        weights=text.n_data_bytes,
+        repacked=_repacked_n_bytes(text, features),
+        kv_cache=_kv_cache(text, sizes, n_ctx, kv_type),
+        mmproj=mmproj.n_data_bytes if mmproj is not None else 0,
+        vocabulary=_vocabulary(text, with_strings=mmproj is not None),
+        text_compute=_text_compute(sizes, n_ctx, flash_attention),
+        vision_compute=vision,
+        warmup=warmup,
+        baseline=_BASELINE_BYTES + n_tables,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextSizes:
+    """Widths of a text model, as the module's docstring names them."""
+
+    width: int
+    input: int
+    ffn: int
+    heads: int
+    head_k: int
+    head_v: int
+    kv_heads: tuple[int, ...]
+    n_vocab: int
+
+    @classmethod
+    def read(cls, file: GGUFFile, mmproj: GGUFFile | None) -> _TextSizes:
+        name = file.architecture
+        width = max(_numbers(file, f"{name}.embedding_length"), default=0)
+        n_layers = max(_numbers(file, f"{name}.block_count"), default=0)
+        heads = max(_numbers(file, f"{name}.attention.head_count"), default=1) or 1
+        kv_heads = _numbers(file, f"{name}.attention.head_count_kv") or [heads]
+        n_deepstack = max(_numbers(file, f"{name}.n_deepstack_layers"), default=0)
+        head = width // heads
+        return cls(
+            width=width,
+            input=width * (1 + n_deepstack),
+            ffn=max(_numbers(file, f"{name}.feed_forward_length"), default=0),
+            heads=heads,
+            head_k=max(_numbers(file, f"{name}.attention.key_length"), default=head),
+            head_v=max(_numbers(file, f"{name}.attention.value_length"), default=head),
+            # One number for all layers, or one per layer.
+            kv_heads=tuple(kv_heads if len(kv_heads) > 1 else kv_heads * n_layers),
+            n_vocab=_n_items(file, "tokenizer.ggml.tokens"),
+        )
+
+
+def _kv_cache(text: GGUFFile, sizes: _TextSizes, n_ctx: int, kv_type: str) -> int:
+    n_cells = -(-n_ctx // _CACHE_STEP) * _CACHE_STEP
+    type_ = TENSOR_TYPES[kv_type]
+    n_bytes = 0
+    for kv_heads in sizes.kv_heads:
+        for row in (kv_heads * sizes.head_k, kv_heads * sizes.head_v):
+            n_bytes += -(-row // type_.block_size) * type_.block_bytes
+    return n_cells * n_bytes
+
+
+def _text_compute(sizes: _TextSizes, n_ctx: int, flash_attention: bool) -> int:
+    n_batch = min(_N_BATCH, n_ctx)
+    n_cells = -(-n_ctx // _CACHE_STEP) * _CACHE_STEP
+    n_kv_heads = max(sizes.kv_heads, default=0)
+    heads = sizes.heads * sizes.head_k + n_kv_heads * sizes.head_k
+    feed_forward = 3 * sizes.ffn + sizes.input + 6 * sizes.width
+    attention = sizes.input + int(6.5 * sizes.width) + 2 * heads
+    output = n_batch * (sizes.input + sizes.width) + _N_OUTPUTS * sizes.n_vocab
+    if flash_attention:
+        floats = n_batch * max(feed_forward, attention) + n_batch * n_cells // 2
+    else:
+        table = (sizes.heads + 1) * n_cells
+        floats = n_batch * max(feed_forward, attention + table)
+    return _F32 * (max(floats, output) + sizes.n_vocab) + _work(sizes.ffn, n_batch)
+
+
+def _work(width: int, n_rows: int) -> int:
+    """Activations as the matrix kernels take them, at most F16."""
+    return 2 * width * n_rows
+
+
+def _vision_compute(
+    mmproj: GGUFFile,
+    sizes: _TextSizes,
+    n_ctx: int,
+    image_sizes: Sequence[tuple[int, int]],
+    flash_attention: bool,
+) -> int:
+    n_patches, n_pixels = _largest_image(mmproj, n_ctx, image_sizes)
+    width = max(_numbers(mmproj, "clip.vision.embedding_length"), default=0)
+    ffn = max(_numbers(mmproj, "clip.vision.feed_forward_length"), default=0)
+    n_heads = max(_numbers(mmproj, "clip.vision.attention.head_count"), default=1)
+    merged = _merge(mmproj) ** 2
+    floats = max(int(9.5 * width), 5 * width + ffn, 5 * width + sizes.input // merged)
+    if not flash_attention:
+        floats = max(floats, 10 * width + n_heads * n_patches)
+    embeddings = _EMBEDDING_COPIES * sizes.input * n_patches // merged
+    n_source = max((width * height for width, height in image_sizes), default=0)
+    return (
+        _F32 * (n_patches * floats + embeddings)
+        + _PIXEL_BYTES * n_pixels
+        + 3 * n_source
+        + _work(max(width, ffn), n_patches)
+    )
+
+
+def _largest_image(
+    mmproj: GGUFFile, n_ctx: int, image_sizes: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """Return patches and pixels, after resizing, of the image that costs the most."""
+    if not _is_dynamic(mmproj):
+        side = _image_side(mmproj)
+        return (side // _patch(mmproj)) ** 2, side * side
+    area = _cell(mmproj) ** 2
+    # An image that does not fit into the context is refused before it is encoded.
+    most = max(_MIN_IMAGE_TOKENS, min(_MAX_IMAGE_TOKENS, n_ctx))
+    n_tokens = max(-(-width * height // area) for width, height in image_sizes)
+    n_tokens = min(max(n_tokens, _MIN_IMAGE_TOKENS), most)
+    return n_tokens * _merge(mmproj) ** 2, n_tokens * area
+
+
+def _is_dynamic(mmproj: GGUFFile) -> bool:
+    kind = _text(mmproj, "clip.projector_type") or _text(mmproj, "clip.vision.projector_type")
+    return kind.startswith("qwen")
+
+
+def _patch(mmproj: GGUFFile) -> int:
+    return max(_numbers(mmproj, "clip.vision.patch_size"), default=14) or 14
+
+
+def _merge(mmproj: GGUFFile) -> int:
+    found = _numbers(mmproj, "clip.vision.spatial_merge_size")
+    return max(found, default=2 if _is_dynamic(mmproj) else 1) or 1
+
+
+def _cell(mmproj: GGUFFile) -> int:
+    return _patch(mmproj) * _merge(mmproj)
+
+
+def _image_side(mmproj: GGUFFile) -> int:
+    return max(_numbers(mmproj, "clip.vision.image_size"), default=0)
+
+
+def _repacked_n_bytes(text: GGUFFile, features: frozenset[str]) -> int:
+    names = {tensor.name for tensor in text.tensors}
+    n_bytes = 0
+    for tensor in text.tensors:
+        # The table of tokens is looked up, not multiplied, unless it is the output matrix as well.
+        if tensor.name == "token_embd.weight" and "output.weight" in names:
+            continue
+        if _is_repacked(tensor, features):
+            n_bytes += tensor_n_bytes(tensor.shape, tensor.type)
+    return n_bytes
+
+
+def _is_repacked(tensor: GGUFTensor, features: frozenset[str]) -> bool:
+    if len(tensor.shape) < 2:
+        return False
+    return any(
+        wanted <= features and tensor.shape[-2] % step == 0
+        for wanted, step in _REPACKED.get(tensor.type, ())
+    )
+
+
+def _vocabulary(text: GGUFFile, *, with_strings: bool) -> int:
+    per_token = _TOKEN_BYTES + with_strings * _TOKEN_STRING_BYTES
+    return (
+        per_token * _n_items(text, "tokenizer.ggml.tokens")
+        + _MERGE_BYTES * _n_items(text, "tokenizer.ggml.merges")
+        + min(_HEADER_BYTES, text.n_bytes)
+    )
+
+
+def _numbers(file: GGUFFile, key: str) -> list[int]:
+    """Return the whole numbers at `key`, one or an array; [] when absent."""
+    value = file.metadata.get(key)
+    items = value.head(value.n_items) if value is not None else []
+    return [item for item in items if isinstance(item, int)]
+
+
+def _text(file: GGUFFile, key: str) -> str:
+    value = file.metadata.get(key)
+    return value.value if value is not None and isinstance(value.value, str) else ""
+
+
+def _n_items(file: GGUFFile, key: str) -> int:
+    value = file.metadata.get(key)
+    return value.n_items if value is not None and value.is_array else 0

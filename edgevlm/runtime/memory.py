@@ -1,0 +1,194 @@
+"""Refuse a model that does not fit into the memory that is free now, and say what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgevlm.errors import EdgeVLMError, ModelLoadError
+from edgevlm.files import human_bytes
+from edgevlm.gguf_file import GGUFFile, read_gguf
+from edgevlm.model_dir import open_model_dir
+from edgevlm.native.devices import devices, gpu_libraries
+from edgevlm.native.system import Memory, read_memory, read_processor
+from edgevlm.runtime.footprint import Footprint, predict_footprint
+
+if TYPE_CHECKING:
+    from edgevlm.native.text_model import FlashAttention, KVType
+
+# What `open_vlm` takes when nobody names a context length, unless the model's own is shorter.
+DEFAULT_N_CTX = 4096
+_CTX_STEP = 256
+# Q4_K_M over everything but norms: what it comes to on the models that were measured.
+_Q4_K_M_BITS = 5.0
+_WORTH_IT_BITS = 6.0
+_HINT_YES = "; `--yes` tries it anyway"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCheck:
+    """A prediction beside what there is.
+
+    Attributes:
+        footprint: the prediction.
+        memory: of the machine, now.
+        gpu_free_n_bytes: free memory of cards that may take layers, 0 without one.
+    """
+
+    footprint: Footprint
+    memory: Memory
+    gpu_free_n_bytes: int
+
+    @property
+    def available_n_bytes(self) -> int:
+        """What the model may take: free memory, and that of the cards."""
+        return self.memory.available_n_bytes + self.gpu_free_n_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the prediction is within what is available."""
+        return self.footprint.needed_n_bytes <= self.available_n_bytes
+
+
+class _Predict(Protocol):
+    def __call__(self, text: GGUFFile, *, n_ctx: int) -> Footprint: ...
+
+
+def check_memory(
+    text: Path,
+    mmproj: Path | None,
+    *,
+    n_ctx: int | None,
+    kv_type: KVType = "F16",
+    flash_attention: FlashAttention = "auto",
+    device: str = "auto",
+    image_sizes: Sequence[tuple[int, int]] = (),
+    override: bool = False,
+    memory: Memory | None = None,
+) -> MemoryCheck:
+    """Predict the memory of a chat from the files' headers, and refuse what does not fit.
+
+    Reads headers and the system's own numbers, in milliseconds; llama.cpp is loaded only where a
+    GPU backend is installed, to ask the cards. Memory of a card of its own counts as available:
+    which layers go there is llama.cpp's choice.
+
+    Args:
+        text: the text model's GGUF file; its folder is searched for a level that would fit.
+        mmproj: the projector's, None for none.
+        n_ctx: context length in tokens, None for the default.
+        kv_type: tensor type of the KV cache.
+        flash_attention: as `open_vlm` takes it; "auto" is on.
+        device: as `open_vlm` takes it.
+        image_sizes: (width, height) in pixels of the images that are known already.
+        override: do not refuse (`--yes`).
+        memory: what the machine has; None reads it.
+
+    Raises:
+        ModelLoadError: it does not fit; the hint names the level or the `--ctx` that would.
+        SourceNotFoundError: a file is missing.
+        GGUFError: a header is broken.
+    """
+    file = read_gguf(text)
+    projector = read_gguf(mmproj) if mmproj is not None else None
+    predict: _Predict = partial(
+        predict_footprint,
+        mmproj=projector,
+        kv_type=kv_type,
+        flash_attention=flash_attention != "off",
+        image_sizes=image_sizes,
+        features=read_processor().features,
+    )
+    check = MemoryCheck(
+        footprint=predict(file, n_ctx=_context_length(file, n_ctx)),
+        memory=memory if memory is not None else read_memory(),
+        gpu_free_n_bytes=_gpu_free(device),
+    )
+    if not check.fits and not override:
+        raise _too_large(file, check, predict, levels=_other_levels(file))
+    return check
+
+
+def _context_length(file: GGUFFile, asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    entry = file.metadata.get(f"{file.architecture}.context_length")
+    own = entry.value if entry is not None else None
+    return min(DEFAULT_N_CTX, own) if isinstance(own, int) and own > 0 else DEFAULT_N_CTX
+
+
+def _gpu_free(device: str) -> int:
+    if device == "cpu" or not gpu_libraries():
+        return 0
+    return sum(one.free_n_bytes for one in devices() if one.kind == "gpu")
+
+
+def _too_large(
+    file: GGUFFile, check: MemoryCheck, predict: _Predict, *, levels: Sequence[GGUFFile]
+) -> ModelLoadError:
+    need, n_ctx = check.footprint, check.footprint.n_ctx
+    cards = f" and {human_bytes(check.gpu_free_n_bytes)} on the GPU"
+    message = (
+        f"`{file.path.name}` needs {human_bytes(need.needed_n_bytes)} of memory at --ctx {n_ctx}"
+        f" (weights {human_bytes(need.weights + need.mmproj)},"
+        f" KV cache {human_bytes(need.kv_cache)}),"
+        f" {human_bytes(check.memory.available_n_bytes)} are available"
+        f"{cards if check.gpu_free_n_bytes else ''} ({check.memory.source})"
+    )
+    room = check.available_n_bytes
+    ways: list[str] = []
+    fitting = [level for level in levels if predict(level, n_ctx=n_ctx).needed_n_bytes <= room]
+    best = max(fitting, key=lambda level: level.n_data_bytes, default=None)
+    if best is not None:
+        ways.append(f"`--level {best.file_type}` would fit")
+    shorter = _fitting_ctx(file, n_ctx, predict, room)
+    if shorter is not None:
+        ways.append(f"`--ctx {shorter}` would fit")
+    if best is None and _quantizing_helps(file, need, room):
+        ways.append(
+            f"make a smaller level: `edgevlm quantize {file.path.parent} --level Q4_K_M` (about"
+            f" {human_bytes(_q4_n_bytes(file))})"
+        )
+    if not ways:
+        ways.append("close other programs, or choose a smaller model")
+    return ModelLoadError(message, hint=", or ".join(ways) + _HINT_YES)
+
+
+def _fitting_ctx(file: GGUFFile, n_ctx: int, predict: _Predict, room: int) -> int | None:
+    """Return the longest context that fits, in steps of 256; None when not even the shortest."""
+    low, high = 0, (n_ctx - 1) // _CTX_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        if predict(file, n_ctx=middle * _CTX_STEP).needed_n_bytes <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low * _CTX_STEP or None
+
+
+def _q4_n_bytes(file: GGUFFile) -> int:
+    return int(file.n_weights * _Q4_K_M_BITS / 8)
+
+
+def _quantizing_helps(file: GGUFFile, need: Footprint, room: int) -> bool:
+    saved = need.weights - _q4_n_bytes(file)
+    return file.bits_per_weight > _WORTH_IT_BITS and need.needed_n_bytes - saved <= room
+
+
+def _other_levels(file: GGUFFile) -> list[GGUFFile]:
+    """Return the same model's smaller text files in its folder; none that cannot be read."""
+    try:
+        found = open_model_dir(file.path.absolute().parent).of_role("text")
+        headers = [read_gguf(one.path) for one in found]
+    except EdgeVLMError:
+        return []
+    return [
+        header
+        for header in headers
+        # A folder of downloads may hold other models: the same number of weights is the same one.
+        if header.n_weights == file.n_weights
+        and header.file_type is not None
+        and header.n_data_bytes < file.n_data_bytes
+    ]
