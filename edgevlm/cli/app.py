@@ -17,6 +17,7 @@ _HELP = (
 
 
 def _build() -> typer.Typer:
+    from edgevlm.cli.cache import cache_app
     from edgevlm.cli.chat import chat
     from edgevlm.cli.convert import convert
     from edgevlm.cli.demo import demo
@@ -36,6 +37,7 @@ def _build() -> typer.Typer:
     app.callback()(_common)
     for verb in (convert, quantize, chat, inspect, families, profiles, demo):
         app.command()(verb)
+    app.add_typer(cache_app)
     return app
 
 
