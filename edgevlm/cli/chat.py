@@ -1,25 +1,23 @@
-"""`edgevlm chat`: a question about images, or about nothing in particular."""
+"""`edgevlm chat`: a question about images, or a conversation at the terminal."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevlm.cli import chat_options as sampling
 from edgevlm.cli import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from edgevlm.build.resolve import ResolvedModel
-    from edgevlm.runtime.answer import Answer, ImageCost
-    from edgevlm.runtime.sampling import SamplingParams
+    from edgevlm.cli.conversation import Picture
 
 _MAX_QUESTION = 4_000_000
+_STDIN = "-"
 
 
 def chat(
@@ -27,7 +25,7 @@ def chat(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE...]",
-            help="Image files or data URLs, asked about in this order.",
+            help="Image files, data URLs or - for stdin, asked about in this order.",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +37,7 @@ def chat(
             "--prompt",
             "-p",
             metavar="TEXT",
-            help="The question; left out: read from stdin.",
+            help="The question; left out: a conversation at a terminal, else read from stdin.",
             show_default=False,
         ),
     ] = None,
@@ -47,126 +45,160 @@ def chat(
         str | None,
         typer.Option("--system", metavar="TEXT", help="A system prompt.", show_default=False),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")
-    ] = 512,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", min=0, help="0 takes the most likely token: the same text every time."
-        ),
-    ] = 0.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            max=(1 << 32) - 1,
-            help="Of the draw, above temperature 0 (default: another every time).",
-            show_default=False,
-        ),
-    ] = None,
+    max_tokens: sampling.MaxTokensOption = sampling.DEFAULT_MAX_TOKENS,
+    max_seconds: sampling.MaxSecondsOption = None,
+    temperature: sampling.TemperatureOption = None,
+    top_k: sampling.TopKOption = None,
+    top_p: sampling.TopPOption = None,
+    min_p: sampling.MinPOption = None,
+    repeat_penalty: sampling.RepeatPenaltyOption = None,
+    frequency_penalty: sampling.FrequencyPenaltyOption = None,
+    presence_penalty: sampling.PresencePenaltyOption = None,
+    dry_multiplier: sampling.DryMultiplierOption = None,
+    seed: sampling.SeedOption = None,
+    stop: sampling.StopOption = None,
+    logit_bias: sampling.LogitBiasOption = None,
+    grammar: sampling.GrammarOption = None,
+    json_schema: sampling.JsonSchemaOption = None,
+    think: sampling.ThinkOption = None,
+    context_policy: sampling.ContextPolicyOption = "error",
+    max_pixels: sampling.MaxPixelsOption = 50_000_000,
     mmproj: options.MmprojOption = None,
     ctx: options.CtxOption = None,
     threads: options.ThreadsOption = None,
     device: options.DeviceOption = "auto",
     gpu_layers: options.GpuLayersOption = None,
+    kv_type: options.KVTypeOption = "f16",
+    flash_attention: options.FlashAttentionOption = "auto",
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
 ) -> None:
-    """Ask a question about images; the answer is streamed on stdout."""
-    from dataclasses import replace
-    from time import perf_counter
-
-    from edgevlm.build.resolve import resolve_model
-    from edgevlm.cli import console
-    from edgevlm.runtime.layout import no_projector
-    from edgevlm.runtime.prompt import conversation
-    from edgevlm.runtime.vlm import open_vlm
+    """Ask a question about images, or talk; the answer is streamed on stdout."""
+    is_talk = prompt is None and not json and _at_terminal()
+    asked = sampling.asked_sampling(
+        max_tokens=max_tokens,
+        max_seconds=max_seconds,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        dry_multiplier=dry_multiplier,
+        seed=seed,
+        stop=stop,
+        logit_bias=logit_bias,
+        grammar=grammar,
+        json_schema=json_schema,
+    )
+    from edgevlm.runtime.worker import open_worker, start_worker
 
     names = images or []
-    # What can be wrong with the question is said before a model is loaded.
-    pictures, reading_ms = _read_images(names)
-    params = _sampling(temperature=temperature, seed=seed, max_tokens=max_tokens)
-    messages = conversation(_question(prompt), pictures, system=system)
-    found = resolve_model(
-        model, level=level, mmproj=mmproj, progress=console.progress_for(json=json, quiet=quiet)
-    )
-    for text in found.notes:
-        console.note(text, quiet=quiet)
-    if names and found.mmproj is None:
-        raise no_projector(f"`{found.name}`")
-    stream = _Stream(silent=json)
-    started = perf_counter()
-    with (
-        stream,
-        open_vlm(
-            model=found.text,
-            # Without an image there is nothing for a projector to do; one that was named is opened.
-            mmproj=found.mmproj if names or mmproj else None,
-            n_ctx=ctx,
-            n_threads=threads,
-            device=device,
-            gpu_layers=gpu_layers,
-        ) as vlm,
-    ):
-        load_ms = (perf_counter() - started) * 1e3
-        answer = vlm.generate(
-            messages,
-            params=params,
-            on_images=lambda costs: _show_costs(names, costs, quiet=quiet),
-            on_text=stream.write,
+    with ExitStack() as stack:
+        # While the engine's process imports what it needs, so does this one.
+        ahead = stack.enter_context(start_worker())
+        from time import perf_counter
+
+        from edgevlm.build.resolve import resolve_model
+        from edgevlm.cli import console
+        from edgevlm.cli.conversation import Conversation
+        from edgevlm.cli.talk import Talk
+        from edgevlm.runtime.layout import no_projector
+
+        # What can be wrong with the question is said before a model is loaded.
+        pictures, reading_ms = _read_images(names, max_pixels, has_prompt=prompt is not None)
+        question = "" if is_talk else _question(prompt)
+        found = resolve_model(
+            model, level=level, mmproj=mmproj, progress=console.progress_for(json=json, quiet=quiet)
         )
-    answer = replace(answer, timings=answer.timings.with_loading(reading_ms))
-    if json:
-        console.print_json(_document(found, names, answer, params, load_ms=load_ms))
-    else:
-        console.note(_summary(answer), quiet=quiet)
+        for text in found.notes:
+            console.note(text, quiet=quiet)
+        if names and found.mmproj is None:
+            raise no_projector(f"`{found.name}`")
+        started = perf_counter()
+        worker = stack.enter_context(
+            open_worker(
+                model=found.text,
+                # Without an image there is nothing for a projector to do; one named is opened.
+                mmproj=found.mmproj if names or mmproj or is_talk else None,
+                n_ctx=ctx,
+                n_threads=threads,
+                device=device,
+                gpu_layers=gpu_layers,
+                kv_type=options.kv_type_of(kv_type),
+                flash_attention=flash_attention,
+                started=ahead,
+            )
+        )
+        load_ms = (perf_counter() - started) * 1e3
+        defaults = worker.sampling_defaults
+        if note := sampling.defaults_note(asked, defaults):
+            console.note(note, quiet=quiet)
+        talk = Talk(
+            worker=worker,
+            found=found,
+            conversation=Conversation(system=system),
+            asked=asked,
+            think=None if think is None else think == "on",
+            context_policy=context_policy,
+            pictures=pictures,
+            quiet=quiet,
+        )
+        if is_talk:
+            from edgevlm.cli.repl import Repl
+
+            Repl(talk, max_pixels=max_pixels).run()
+        else:
+            talk.ask_once(question, as_json=json, reading_ms=reading_ms, load_ms=load_ms)
 
 
-def _read_images(names: Sequence[str]) -> tuple[list[NDArray[np.uint8]], float]:
+def _at_terminal() -> bool:
+    import sys
+
+    stdin: TextIO | None = sys.stdin  # None: the shell closed it, `<&-`
+    return stdin is not None and stdin.isatty()
+
+
+def _read_images(
+    names: Sequence[str], max_pixels: int, *, has_prompt: bool
+) -> tuple[list[Picture], float]:
     """Decode the images; return them and the milliseconds it took."""
     if not names:
         return [], 0.0
     from time import perf_counter
 
+    from edgevlm.cli.conversation import Picture
+    from edgevlm.errors import PromptError
     from edgevlm.runtime.image import load_image
 
+    if _STDIN in names and (not has_prompt or names.count(_STDIN) > 1):
+        raise PromptError(
+            "stdin holds one image, or the question",
+            hint='pass the question with `-p "What is this?"`, and `-` once',
+        )
     started = perf_counter()
-    return [load_image(name) for name in names], (perf_counter() - started) * 1e3
+    pictures = [
+        Picture(
+            name=name,
+            pixels=load_image(_bytes_on_stdin() if name == _STDIN else name, max_pixels=max_pixels),
+        )
+        for name in names
+    ]
+    return pictures, (perf_counter() - started) * 1e3
 
 
-class _Stream:
-    """The answer on stdout, piece by piece; an unfinished line is ended whatever happens."""
+def _bytes_on_stdin() -> bytes:
+    import sys
 
-    def __init__(self, *, silent: bool) -> None:
-        self._silent = silent
-        self._line_open = False
+    from edgevlm.errors import ImageError
+    from edgevlm.runtime.image import MAX_BYTES
 
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        import sys
-
-        if kind is not None and issubclass(kind, BrokenPipeError):
-            return
-        if self._line_open:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-
-    def write(self, text: str) -> None:
-        import sys
-
-        from edgevlm.cli.console import printable
-
-        if self._silent:
-            return
-        # A terminal obeys escape sequences, and who knows what a model was taught.
-        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
-        self._line_open = not text.endswith("\n")
+    stdin: TextIO | None = sys.stdin
+    if stdin is None or stdin.isatty():
+        raise ImageError("there is no image on stdin", hint="pipe one in: `... - < photo.jpg`")
+    return stdin.buffer.read(MAX_BYTES + 1)
 
 
 def _question(prompt: str | None) -> str:
@@ -201,81 +233,3 @@ def _from_stdin() -> str:
             hint="shorten it: no context holds that much",
         )
     return text
-
-
-def _sampling(*, temperature: float, seed: int | None, max_tokens: int) -> SamplingParams:
-    import secrets
-
-    from edgevlm.runtime.sampling import SamplingParams
-
-    if seed is None:
-        seed = secrets.randbits(32) if temperature else 0
-    return SamplingParams(temperature=temperature, seed=seed, max_tokens=max_tokens)
-
-
-def _show_costs(names: Sequence[str], costs: Sequence[ImageCost], *, quiet: bool) -> None:
-    from edgevlm.cli.console import note
-
-    for name, cost in zip(names, costs, strict=True):
-        size = f"{cost.width}x{cost.height}"
-        note(f"{_short(name)}: {size} -> {cost.n_visual_tokens} visual tokens", quiet=quiet)
-
-
-def _short(name: str) -> str:
-    return f"{name[:24]}..." if name.startswith("data:") else name
-
-
-def _summary(answer: Answer) -> str:
-    times = answer.timings
-    text = (
-        f"TTFT {times.ttft_ms:.0f} ms (preprocess {times.preprocess_ms:.0f}"
-        f" + encode {times.encode_ms:.0f} + prefill {times.prefill_ms:.0f})"
-    )
-    if times.tok_per_sec is not None:
-        text += f", {times.tok_per_sec:.0f} tok/s"
-    if answer.stop_reason == "max_tokens":
-        text += f"; ended after --max-tokens {len(answer.token_ids)}"
-    if answer.stop_reason == "context_full":
-        text += "; ended because the context is full, see --ctx"
-    return text
-
-
-def _document(
-    found: ResolvedModel,
-    names: Sequence[str],
-    answer: Answer,
-    params: SamplingParams,
-    *,
-    load_ms: float,
-) -> dict[str, object]:
-    times = answer.timings
-    images = [
-        {
-            "source": _short(name),
-            "width": cost.width,
-            "height": cost.height,
-            "n_visual_tokens": cost.n_visual_tokens,
-            "encode_ms": round(encode_ms, 3),
-        }
-        for name, cost, encode_ms in zip(names, answer.images, times.image_encode_ms, strict=True)
-    ]
-    speed = times.tok_per_sec
-    return {
-        "model": found.name,
-        "level": found.level,
-        "answer": answer.text,
-        "stop_reason": answer.stop_reason,
-        "images": images,
-        "n_prompt_tokens": answer.n_prompt_tokens,
-        "n_visual_tokens": answer.n_visual_tokens,
-        "n_answer_tokens": len(answer.token_ids),
-        "temperature": params.temperature,
-        "seed": params.seed,
-        "load_ms": round(load_ms, 3),
-        "preprocess_ms": round(times.preprocess_ms, 3),
-        "encode_ms": round(times.encode_ms, 3),
-        "prefill_ms": round(times.prefill_ms, 3),
-        "ttft_ms": round(times.ttft_ms, 3),
-        "decode_ms": round(times.decode_ms, 3),
-        "tok_per_sec": None if speed is None else round(speed, 3),
-    }

@@ -142,11 +142,15 @@ class _Process:
 class Worker:
     """A loaded model in a process of its own. Made by `open_worker`; used from one thread."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
-        self._process: _Process | None = None
+    def __init__(self) -> None:
+        self._process: _Process | None = _Process()
+        self._options: dict[str, Any] | None = None
         self._opened: dict[str, Any] = {}
-        self._running()
+
+    def open(self, options: dict[str, Any]) -> None:
+        """Load the model that `open_worker` was given."""
+        self._options = options
+        self._load()
 
     @property
     def n_ctx(self) -> int:
@@ -225,13 +229,18 @@ class Worker:
         """Start the process and load the model, unless that was done."""
         if self._process is None:
             self._process = _Process()
-            # INFO is not shown, but what came last is quoted when the process dies.
-            level = min(log.getEffectiveLevel(), logging.INFO)
-            try:
-                self._opened = self._ask("open", {**self._options, "log_level": level})
-            except EdgeVLMError:
-                self.close()
-                raise
+            self._load()
+
+    def _load(self) -> None:
+        if self._options is None:
+            raise RuntimeError("the worker was started, and no model opened")
+        # INFO is not shown, but what came last is quoted when the process dies.
+        level = min(log.getEffectiveLevel(), logging.INFO)
+        try:
+            self._opened = self._ask("open", {**self._options, "log_level": level})
+        except EdgeVLMError:
+            self.close()
+            raise
 
     def _ask(
         self,
@@ -298,31 +307,57 @@ def open_worker(
     kv_type: KVType = "F16",
     flash_attention: FlashAttention = "auto",
     strict: bool = False,
+    started: Worker | None = None,
 ) -> Generator[Worker]:
     """Load a model as `open_vlm` does, in a process that ends when the block ends.
 
-    Args and errors are those of `open_vlm`.
+    Args:
+        model: this and what follows: see `open_vlm`.
+        mmproj: see there.
+        n_ctx: see there.
+        n_threads: see there.
+        device: see there.
+        gpu_layers: see there.
+        kv_type: see there.
+        flash_attention: see there.
+        strict: see there.
+        started: of `start_worker`, to save the time that the process takes to start.
 
     Raises:
+        EdgeVLMError: what `open_vlm` raises.
         ModelLoadError: also when the process ended while it loaded.
     """
-    worker = Worker(
-        {
-            "model": str(model),
-            "mmproj": None if mmproj is None else str(mmproj),
-            "n_ctx": n_ctx,
-            "n_threads": n_threads,
-            "device": device,
-            "gpu_layers": gpu_layers,
-            "kv_type": kv_type,
-            "flash_attention": flash_attention,
-            "strict": strict,
-        }
-    )
+    worker = started if started is not None else Worker()
     try:
+        worker.open(
+            {
+                "model": str(model),
+                "mmproj": None if mmproj is None else str(mmproj),
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "device": device,
+                "gpu_layers": gpu_layers,
+                "kv_type": kv_type,
+                "flash_attention": flash_attention,
+                "strict": strict,
+            }
+        )
         yield worker
     finally:
         worker.close()
+
+
+@contextmanager
+def start_worker() -> Generator[Worker]:
+    """Start a worker's process for `open_worker(..., started=worker)`.
+
+    It imports what it needs while the caller finds out what to load.
+    """
+    worker = Worker()
+    try:
+        yield worker
+    finally:
+        worker.close(kill=True)
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -101,8 +101,11 @@ def main() -> None:
 
 
 def _serve(inbox: _Inbox, outbox: _Outbox) -> None:
+    # Before the first request: this may run while the parent finds out what to load.
+    from edgevlm.native.library import load_library
     from edgevlm.runtime.vlm import open_vlm
 
+    load_library()
     options = inbox.next().values
     _log_to_stderr(options.pop("log_level"))
     model = _path(options.pop("model"))

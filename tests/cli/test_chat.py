@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from edgevlm.cli.app import main
-from edgevlm.runtime.vlm import VLM
+from edgevlm.runtime.worker import Worker
+from tests.cli.terminal import ABORT, ENDLESS, program
 
 QUESTION = "What color is the cross?"
 
@@ -93,20 +94,6 @@ def test_question_from_stdin(
     assert (run.status, run.out) == (0, "black\n")
 
 
-def test_question_at_a_terminal(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    shapes_dir: Path,
-    image: Path,
-) -> None:
-    terminal = io.StringIO(f"{QUESTION}\nnot read\n")
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stdin", terminal)
-    run = Run(capsys, image, "-m", shapes_dir, "--level", "F16", "--threads", "1")
-    assert (run.status, run.out) == (0, "black\n")
-    assert run.err.startswith("question: ")
-
-
 @pytest.mark.parametrize(
     ("stdin", "words"),
     [
@@ -159,11 +146,10 @@ def test_pieces_are_streamed(
 def test_escape_sequences_do_not_reach_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgevlm.cli import chat
+    from edgevlm.cli.chat_show import Stream
 
-    stream = vars(chat)["_Stream"](silent=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with stream:
+    with Stream() as stream:
         stream.write("red \x1b[31mtext")
     assert capsys.readouterr().out == "red \\x1b[31mtext\n"
 
@@ -172,14 +158,15 @@ def test_limits_of_the_answer_are_said(
     capsys: pytest.CaptureFixture[str], shapes_dir: Path, image: Path
 ) -> None:
     common = (image, "-m", shapes_dir, "--level", "F16", "-p", QUESTION, "--threads", "1")
-    assert "ended after --max-tokens 1" in Run(capsys, *common, "--max-tokens", "1").err
+    assert "ended after 1 tokens, see --max-tokens" in Run(capsys, *common, "--max-tokens", "1").err
     assert "the context is full" in Run(capsys, *common, "--ctx", "42").err
 
 
 def test_seed_is_reported_and_repeats(
     capsys: pytest.CaptureFixture[str], shapes_dir: Path, image: Path
 ) -> None:
-    common = (image, "-m", shapes_dir, "-p", "?", "--threads", "1", "--json", "--temperature", "3")
+    common = (image, "-m", shapes_dir, "-p", "?", "--threads", "1", "--json", "--temperature", "5")
+    common += ("--top-k", "0", "--top-p", "1", "--min-p", "0")
     drawn = [json.loads(Run(capsys, *common).out) for _ in range(8)]
     assert len({document["seed"] for document in drawn}) == 8
     assert len({document["answer"] for document in drawn}) > 1
@@ -255,7 +242,7 @@ def test_a_bad_image_is_said_before_a_model_is_loaded(
     def fail(*_: object, **__: object) -> None:
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("edgevlm.runtime.vlm.open_vlm", fail)
+    monkeypatch.setattr("edgevlm.runtime.worker.open_worker", fail)
     assert Run(capsys, "missing.png", "-m", shapes_dir, "-p", "hi").status == 1
 
 
@@ -265,33 +252,23 @@ def test_interrupt_leaves_the_line_ended(
     shapes_dir: Path,
     image: Path,
 ) -> None:
-    generate = VLM.generate
+    generate = Worker.generate
 
-    def interrupted(self: VLM, *arguments: Any, **options: Any) -> object:
+    def interrupted(self: Worker, *arguments: Any, **options: Any) -> object:
         generate(self, *arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(VLM, "generate", interrupted)
+    monkeypatch.setattr(Worker, "generate", interrupted)
     run = Run(capsys, image, "-m", shapes_dir, "--level", "F16", "-p", QUESTION, "--threads", "1")
     assert run.status == 130
     assert run.out.startswith("black\n")
 
 
-# The child's model never ends its answer, so that it is at work when it is left.
-ENDLESS = """
-import sys
-from edgevlm.cli.app import main
-from edgevlm.native.text_model import TextModel
-
-TextModel.is_end = lambda *_: False
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("how", ["interrupt", "closed pipe"])
 def test_leaving_in_the_middle(shapes_dir: Path, how: str) -> None:
-    command = [sys.executable, "-c", ENDLESS, "chat", "-m", str(shapes_dir), "-p", "?"]
-    command += ["--max-tokens", "4000", "--temperature", "3", "--seed", "1", "--threads", "1"]
+    # The engine's model never ends its answer, so that it is at work when it is left.
+    command = program(ENDLESS, "chat", "-m", shapes_dir, "-p", "?", "--max-tokens", "4000")
+    command += ["--temperature", "3", "--seed", "1", "--threads", "1"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
@@ -306,3 +283,57 @@ def test_leaving_in_the_middle(shapes_dir: Path, how: str) -> None:
     assert "Traceback" not in error
     assert "BrokenPipe" not in error
     assert "TTFT" not in error
+
+
+def test_an_abort_is_an_error(shapes_dir: Path) -> None:
+    command = program(ABORT, "chat", "-m", shapes_dir, "-p", "abort", "--threads", "1")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: llama.cpp ended its process while answering (SIGABRT)" in done.stderr
+    assert "planted.c:42: GGML_ASSERT(planted) failed" in done.stderr
+    assert "\n\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_image_on_stdin(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shapes_dir: Path,
+    image: Path,
+) -> None:
+    def pipe() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(image.read_bytes())))
+
+    common = ("-m", shapes_dir, "--level", "F16", "--threads", "1")
+    pipe()
+    run = Run(capsys, "-", *common, "-p", QUESTION)
+    assert (run.status, run.out) == (0, "black\n")
+    assert "-: 128x128 -> 16 visual tokens" in run.err
+    for arguments in (("-",), ("-", "-", "-p", QUESTION)):  # one stdin holds one thing
+        pipe()
+        run = Run(capsys, *arguments, *common)
+        assert run.status == 1
+        assert "stdin holds one image, or the question" in run.err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    run = Run(capsys, "-", *common, "-p", QUESTION)
+    assert run.status == 1
+    assert "is empty" in run.err
+
+
+def test_max_pixels(capsys: pytest.CaptureFixture[str], shapes_dir: Path, image: Path) -> None:
+    run = Run(capsys, image, "-m", shapes_dir, "-p", QUESTION, "--max-pixels", "16383")
+    assert run.status == 1
+    assert "is 128x128, 16,384 pixels; the limit is 16,383" in run.err
+
+
+def test_text_chat_without_projector(
+    capsys: pytest.CaptureFixture[str], shapes_dir: Path, tmp_path: Path, image: Path
+) -> None:
+    lonely = tmp_path / "shapes-F16.gguf"
+    lonely.symlink_to(shapes_dir / "shapes-F16.gguf")
+    run = Run(capsys, "-m", lonely, "-p", "Hello", "--threads", "1")
+    assert run.status == 0
+    assert run.out.strip()
+    run = Run(capsys, image, "-m", lonely, "-p", "Hello", "--threads", "1")
+    assert run.status == 1
+    assert "has no projector, it sees no images" in run.err

@@ -20,7 +20,7 @@ from edgevlm.runtime.answer import ImageCost
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.vlm import VLM, open_vlm
-from edgevlm.runtime.worker import Worker, open_worker
+from edgevlm.runtime.worker import Worker, open_worker, start_worker
 
 QUESTION = "What color is the cross?"
 LONG = SamplingParams(max_tokens=4000, temperature=3.0, seed=1, loop_guard=False)
@@ -100,7 +100,7 @@ def test_it_is_called_as_in_process(
     here: Callable[..., object], there: Callable[..., object]
 ) -> None:
     mine = inspect.signature(there).parameters
-    assert list(inspect.signature(here).parameters) == list(mine)
+    assert list(inspect.signature(here).parameters) == [name for name in mine if name != "started"]
     for name, parameter in inspect.signature(here).parameters.items():
         assert callable(parameter.default) or parameter.default == mine[name].default, name
 
@@ -246,6 +246,21 @@ def test_a_callback_that_fails_leaves_nothing_behind(
 def test_no_zombie_is_left(files: dict[str, Any]) -> None:
     with open_worker(**files) as running:
         pid = running.pid
+    assert pid is not None
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def test_started_ahead(files: dict[str, Any]) -> None:
+    with start_worker() as ahead:
+        pid = ahead.pid
+        with open_worker(**files, started=ahead) as running:
+            assert running is ahead
+            assert running.pid == pid
+            assert running.generate("hi").text
+        assert ahead.pid is None
+    with start_worker() as unused:
+        pid = unused.pid
     assert pid is not None
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
