@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from edgevlm.errors import CheckpointError, ConversionError
+from edgevlm_convert.chat_template import chat_templates
 from edgevlm_convert.checkpoint import Checkpoint
 from edgevlm_convert.config import Section
-from edgevlm_convert.json_file import DAMAGED_HINT, check_regular_file, quoted, read_json
+from edgevlm_convert.json_file import DAMAGED_HINT, quoted, read_json
 from edgevlm_convert.metadata import Value, array, boolean, string, u32
 from edgevlm_convert.pretokenizer import check_model, recognise_normalizer, recognise_pre_tokenizer
 
 # Token types of GGUF (llama.h, `llama_token_type`).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 _MAX_TOKENIZER_BYTES = 64_000_000
-_MAX_TEMPLATE_BYTES = 1_000_000
 # Embeddings are padded for speed (Qwen3-VL: 267 rows); more than this is another model's tokenizer.
 _MAX_PADDING = 1024
 _SPECIAL_TYPES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -53,7 +52,8 @@ def vocabulary(
 ) -> dict[str, Value]:
     """Return the `tokenizer.*` keys, padded to the embedding's rows.
 
-    A normalizer, which llama.cpp does not apply, is kept as `edgevlm.tokenizer.normalizer`.
+    A normalizer, which llama.cpp does not apply, is kept as `edgevlm.tokenizer.normalizer`; what
+    ends an answer besides EOS as `edgevlm.tokenizer.end_token_ids`.
 
     Args:
         checkpoint: the folder and its config.
@@ -88,9 +88,11 @@ def vocabulary(
         "tokenizer.ggml.token_type": array("INT32", types),
         "tokenizer.ggml.merges": array("STRING", _merges(model, ids)),
     }
-    values |= _special_ids(settings, checkpoint.config, added, n_rows)
+    special = _special_ids(settings, checkpoint.config, added, n_rows)
+    values |= special
     values |= _add_flags(settings, tokenizer.raw("post_processor"))
-    values |= _chat_template(checkpoint.folder, settings)
+    values |= chat_templates(checkpoint.folder, settings)
+    values |= _end_ids(checkpoint, special, n_rows)
     if normalizer:
         values["edgevlm.tokenizer.normalizer"] = string(normalizer)
     return values
@@ -292,37 +294,29 @@ def _add_flags(settings: Section | None, post_processor: object) -> dict[str, Va
     return {f"tokenizer.ggml.add_{kind}_token": boolean(flag) for kind, flag in flags.items()}
 
 
-def _chat_template(folder: Path, settings: Section | None) -> dict[str, Value]:
-    """Return the chat template: tokenizer_config.json's, else chat_template.jinja or .json."""
-    inline = settings.raw("chat_template") if settings else None
-    if inline is None:
-        inline = _template_file(folder)
-    if isinstance(inline, list):
-        named = {
-            str(cast(dict[str, object], entry).get("name")): cast(dict[str, object], entry).get(
-                "template"
+def _end_ids(checkpoint: Checkpoint, special: Mapping[str, Value], n_rows: int) -> dict[str, Value]:
+    """Return the ids of generation_config.json that end an answer, where there are more than EOS.
+
+    libllama reads one EOS of a file and finds some others by their names; some models have more.
+    """
+    generation = checkpoint.optional_json("generation_config.json")
+    if generation is None:
+        return {}
+    found = generation.raw("eos_token_id")
+    ids = cast(list[object], found) if isinstance(found, list) else [found]
+    ends: list[int] = []
+    for number in ids:
+        if number is None:
+            continue
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < n_rows:
+            raise CheckpointError(
+                f"generation_config.json: `eos_token_id` {quoted(str(number)[:40])} is not one of"
+                f" {n_rows} tokens",
+                hint=DAMAGED_HINT,
             )
-            for entry in cast(list[object], inline)
-            if isinstance(entry, dict)
-        }
-        inline = named.get("default")
-    if inline is not None and not isinstance(inline, str):
-        raise CheckpointError(
-            "tokenizer_config.json: `chat_template` is not a string", hint=DAMAGED_HINT
-        )
-    return {"tokenizer.chat_template": string(inline)} if inline else {}
-
-
-def _template_file(folder: Path) -> object:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        if check_regular_file(path) > _MAX_TEMPLATE_BYTES:
-            raise CheckpointError(f"`{path}` is too large for a template", hint=DAMAGED_HINT)
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"`{path}` is not UTF-8 text", hint=DAMAGED_HINT) from error
-    path = folder / "chat_template.json"
-    if path.exists():
-        return read_json(path, max_bytes=_MAX_TEMPLATE_BYTES).get("chat_template")
-    return None
+        ends.append(number)
+    eos = special.get(_ID_KEYS["eos"])
+    known = [] if eos is None else [eos.value]
+    if not ends or ends == known:
+        return {}
+    return {"edgevlm.tokenizer.end_token_ids": array("UINT32", sorted(set(ends)))}

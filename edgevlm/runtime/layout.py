@@ -88,6 +88,7 @@ class Layouter:
         model: the text model.
         projector: None for text alone.
         facts: of the text model's header.
+        chat_template: which of the file's templates; None for the default.
         span: how the family writes an image; None without projector.
 
     Attributes:
@@ -101,16 +102,16 @@ class Layouter:
         projector: Projector | None,
         facts: TextFacts,
         span: ImageSpan | None,
+        chat_template: str | None = None,
     ) -> None:
         self._model = model
         self._projector = projector
         self._span = span
         self._normalizer = facts.normalizer
         # Made with the model: a walk over 150,000 tokens belongs to loading, not to the answer.
+        source = facts.chat_template(chat_template)
         self.template = (
-            None
-            if facts.chat_template is None
-            else self._make_template(facts.chat_template, facts.special_token_ids)
+            None if source is None else self._make_template(source, facts.special_token_ids)
         )
 
     def lay_out(self, messages: Sequence[Message], *, think: bool | None = None) -> Layout:

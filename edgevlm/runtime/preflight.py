@@ -48,18 +48,35 @@ class TextFacts:
     """What a text model's header says that the runtime needs.
 
     Attributes:
-        chat_template: jinja2 text, or None.
+        chat_templates: jinja2 texts by name; the one without a name is "default".
         special_token_ids: token ids as templates name them, "bos_token" and so on.
         normalizer: that llama.cpp leaves to us: "NFC" or "".
         sampling: what `general.sampling.*` says, by the names of SamplingParams.
         end_token_ids: that end an answer besides those that llama.cpp knows.
     """
 
-    chat_template: str | None
+    chat_templates: dict[str, str]
     special_token_ids: dict[str, int]
     normalizer: str
     sampling: dict[str, float | int]
     end_token_ids: tuple[int, ...]
+
+    def chat_template(self, name: str | None) -> str | None:
+        """Return a template by name; None asks for the default, or the only one.
+
+        Raises:
+            PromptError: there is none of that name.
+        """
+        if name is None and len(self.chat_templates) == 1:
+            return next(iter(self.chat_templates.values()))
+        found = self.chat_templates.get(name or "default")
+        if found is not None or (name is None and not self.chat_templates):
+            return found
+        known = ", ".join(self.chat_templates) or "none"
+        raise PromptError(
+            f"the model file has no chat template named {name or 'default'!r}",
+            hint=f"it has: {known}",
+        )
 
 
 def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
@@ -85,7 +102,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
     return file, TextFacts(
-        chat_template=_string(file, "tokenizer.chat_template"),
+        chat_templates=_chat_templates(file),
         special_token_ids={
             name: token for name, token in ids.items() if token is not None and token < n_tokens
         },
@@ -157,6 +174,16 @@ def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
                 " every image",
                 hint="convert the model again from its checkpoint",
             )
+
+
+def _chat_templates(file: GGUFFile) -> dict[str, str]:
+    prefix = "tokenizer.chat_template"
+    texts = {
+        key.removeprefix(prefix).removeprefix(".") or "default": _string(file, key)
+        for key in file.metadata
+        if key == prefix or key.startswith(f"{prefix}.")
+    }
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _end_token_ids(file: GGUFFile, n_tokens: int) -> tuple[int, ...]:

@@ -273,6 +273,7 @@ def open_vlm(
     kv_type: KVType = "F16",
     flash_attention: FlashAttention = "auto",
     strict: bool = False,
+    chat_template: str | None = None,
 ) -> Generator[VLM]:
     """Load a text model and its projector; everything is freed when the block ends.
 
@@ -287,6 +288,7 @@ def open_vlm(
         kv_type: tensor type of the KV cache.
         flash_attention: "auto" asks the device; a KV cache in Q8_0 needs it.
         strict: KV cache in F32 and no flash attention, to compare with transformers.
+        chat_template: name of one of the file's chat templates; None for the default.
 
     Raises:
         SourceNotFoundError: a file is missing.
@@ -324,7 +326,13 @@ def open_vlm(
                     flash_attention=options.flash_attention,
                 )
             )
-        layouter = Layouter(model=text_model, projector=projector, facts=facts, span=span)
+        layouter = Layouter(
+            model=text_model,
+            projector=projector,
+            facts=facts,
+            span=span,
+            chat_template=chat_template,
+        )
         yield VLM(
             model=text_model,
             context=context,

@@ -307,6 +307,7 @@ def open_worker(
     kv_type: KVType = "F16",
     flash_attention: FlashAttention = "auto",
     strict: bool = False,
+    chat_template: str | None = None,
     started: Worker | None = None,
 ) -> Generator[Worker]:
     """Load a model as `open_vlm` does, in a process that ends when the block ends.
@@ -321,6 +322,7 @@ def open_worker(
         kv_type: see there.
         flash_attention: see there.
         strict: see there.
+        chat_template: see there.
         started: of `start_worker`, to save the time that the process takes to start.
 
     Raises:
@@ -340,6 +342,7 @@ def open_worker(
                 "kv_type": kv_type,
                 "flash_attention": flash_attention,
                 "strict": strict,
+                "chat_template": chat_template,
             }
         )
         yield worker

@@ -87,6 +87,61 @@ def test_the_template_of_the_settings_comes_first(broken: Path, edit_json: EditJ
     named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
     edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=named))
     assert value_of(broken, "chat_template") == "d"
+    assert value_of(broken, "chat_template.tool") == "t"
+    assert list(value_of(broken, "chat_templates")) == ["tool"]
+
+
+def test_named_templates_as_an_object_and_as_files(broken: Path, edit_json: EditJson) -> None:
+    (broken / "additional_chat_templates").mkdir()
+    (broken / "additional_chat_templates" / "tool_use.jinja").write_text("from a file")
+    assert value_of(broken, "chat_template.tool_use") == "from a file"
+    assert value_of(broken, "chat_template").startswith("{% for message in messages %}")
+    named = {"rag-1": "r", "other": "o"}
+    edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=named))
+    assert value_of(broken, "chat_template") is None
+    assert value_of(broken, "chat_template.rag_1") == "r"
+    assert list(value_of(broken, "chat_templates")) == ["other", "rag_1"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [3, ["text"], [{"name": "default"}], {"default": 3}, {"a-b": "x", "a_b": "y"}, {"": "x"}],
+    ids=str,
+)
+def test_templates_that_are_none(broken: Path, edit_json: EditJson, found: Any) -> None:
+    edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=found))
+    with pytest.raises(CheckpointError) as caught:
+        plan_conversion(broken)
+    assert "chat" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("eos", "expected"),
+    [
+        ([294, 292], [292, 294]),
+        ([294, 294], [294]),
+        (293, [293]),
+        (294, None),
+        ([294], None),
+        (None, None),
+        ([], None),
+    ],
+    ids=str,
+)
+def test_every_end_token_is_kept(
+    broken: Path, edit_json: EditJson, eos: Any, expected: Any
+) -> None:
+    edit_json("generation_config.json", lambda settings: settings.update(eos_token_id=eos))
+    found = metadata_of(broken).get("edgevlm.tokenizer.end_token_ids")
+    assert (None if found is None else list(cast(list[int], found.value))) == expected
+
+
+@pytest.mark.parametrize("eos", [320, -1, "</s>", [294, True], [[294]]], ids=str)
+def test_end_tokens_that_are_none(broken: Path, edit_json: EditJson, eos: Any) -> None:
+    edit_json("generation_config.json", lambda settings: settings.update(eos_token_id=eos))
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        plan_conversion(broken)
 
 
 def test_a_template_in_json(broken: Path) -> None:

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from edgevlm.errors import GGUFError, ModelLoadError, SourceNotFoundError
-from edgevlm.runtime.preflight import check_projector, check_text_model
+from edgevlm.errors import GGUFError, ModelLoadError, PromptError, SourceNotFoundError
+from edgevlm.runtime.preflight import TextFacts, check_projector, check_text_model
 
 TEXT: dict[str, Any] = {
     "qwen3vl.block_count": 2,
@@ -48,6 +48,8 @@ def write(path: Path, architecture: str, values: dict[str, Any]) -> Path:
                 writer.add_bool(key, value)
             case int():
                 writer.add_uint32(key, value)
+            case float():
+                writer.add_float32(key, value)
             case str():
                 writer.add_string(key, value)
             case _:
@@ -72,11 +74,52 @@ def projector(tmp_path: Path) -> Path:
 
 def test_a_pair_that_fits(text: Path, projector: Path) -> None:
     file, facts = check_text_model(text)
-    assert facts.chat_template == "{{ messages }}"
+    assert facts.chat_template(None) == "{{ messages }}"
     assert facts.special_token_ids == {"bos_token": 0}  # 99 is beyond the vocabulary
     assert facts.normalizer == "NFC"
     span = check_projector(projector, file)
     assert span.template == "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def facts_of(tmp_path: Path, **change: Any) -> TextFacts:
+    values = {key: value for key, value in {**TEXT, **change}.items() if value is not None}
+    return check_text_model(write(tmp_path / "changed.gguf", "qwen3vl", values))[1]
+
+
+def test_named_templates(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, **{"tokenizer.chat_template.tool": "t"})
+    assert facts.chat_template(None) == facts.chat_template("default") == "{{ messages }}"
+    assert facts.chat_template("tool") == "t"
+    with pytest.raises(PromptError, match="named 'other'") as caught:
+        facts.chat_template("other")
+    assert caught.value.hint == "it has: default, tool"
+    only = {"tokenizer.chat_template": None, "tokenizer.chat_template.tool": "t"}
+    assert facts_of(tmp_path, **only).chat_template(None) == "t"
+    with pytest.raises(PromptError, match="named 'default'"):
+        facts_of(tmp_path, **only, **{"tokenizer.chat_template.b": "u"}).chat_template(None)
+    none = facts_of(tmp_path, **{"tokenizer.chat_template": None})
+    assert none.chat_template(None) is None
+    with pytest.raises(PromptError, match="named 'tool'"):
+        none.chat_template("tool")
+
+
+def test_sampling_defaults_of_the_file(tmp_path: Path) -> None:
+    sampling = {
+        "general.sampling.temp": 0.5,
+        "general.sampling.top_k": 20,
+        "general.sampling.penalty_repeat": 1.5,
+        "general.sampling.top_p": 7.0,  # means nothing, and is no reason not to load
+        "general.sampling.min_p": "a",
+    }
+    facts = facts_of(tmp_path, **sampling)
+    assert facts.sampling == {"temperature": 0.5, "top_k": 20, "repeat_penalty": 1.5}
+    assert facts_of(tmp_path).sampling == {}
+
+
+def test_end_tokens_of_the_file(tmp_path: Path) -> None:
+    assert facts_of(tmp_path, **{"edgevlm.tokenizer.end_token_ids": [1, 2]}).end_token_ids == (1, 2)
+    with pytest.raises(GGUFError, match="end tokens beyond its 3 tokens"):
+        facts_of(tmp_path, **{"edgevlm.tokenizer.end_token_ids": [3]})
 
 
 def test_a_projector_given_as_text_model_and_the_reverse(text: Path, projector: Path) -> None:
