@@ -70,6 +70,7 @@ def chat(
     gpu_layers: options.GpuLayersOption = None,
     kv_type: options.KVTypeOption = "f16",
     flash_attention: options.FlashAttentionOption = "auto",
+    yes: options.YesOption = False,
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
@@ -106,6 +107,7 @@ def chat(
         from edgevlm.cli.conversation import Conversation
         from edgevlm.cli.talk import Talk
         from edgevlm.runtime.layout import no_projector
+        from edgevlm.runtime.memory import check_memory
 
         # What can be wrong with the question is said before a model is loaded.
         pictures, reading_ms = _read_images(names, max_pixels, has_prompt=prompt is not None)
@@ -117,12 +119,23 @@ def chat(
             console.note(text, quiet=quiet)
         if names and found.mmproj is None:
             raise no_projector(f"`{found.name}`")
+        # Without an image there is nothing for a projector to do; one that was named is opened.
+        projector = found.mmproj if names or mmproj or is_talk else None
+        check_memory(
+            found.text,
+            projector,
+            n_ctx=ctx,
+            kv_type=options.kv_type_of(kv_type),
+            flash_attention=flash_attention,
+            device=device,
+            image_sizes=[(one.pixels.shape[1], one.pixels.shape[0]) for one in pictures],
+            override=yes,
+        )
         started = perf_counter()
         worker = stack.enter_context(
             open_worker(
                 model=found.text,
-                # Without an image there is nothing for a projector to do; one named is opened.
-                mmproj=found.mmproj if names or mmproj or is_talk else None,
+                mmproj=projector,
                 n_ctx=ctx,
                 n_threads=threads,
                 device=device,

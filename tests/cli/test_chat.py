@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -337,3 +338,50 @@ def test_text_chat_without_projector(
     run = Run(capsys, image, "-m", lonely, "-p", "Hello", "--threads", "1")
     assert run.status == 1
     assert "has no projector, it sees no images" in run.err
+
+
+def test_memory_is_checked_before_loading(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shapes_dir: Path
+) -> None:
+    from dataclasses import replace
+
+    from edgevlm.runtime import memory
+
+    little = replace(memory.read_memory(), available_n_bytes=1_000_000)
+    monkeypatch.setattr(memory, "read_memory", lambda: little)
+    common = ("-m", shapes_dir, "--level", "F16", "-p", "Hello", "--threads", "1")
+    run = Run(capsys, *common)
+    assert (run.status, run.out) == (1, "")
+    assert "needs " in run.err
+    assert "1.0 MB are available" in run.err
+    assert "--yes" in run.err
+    assert Run(capsys, *common, "--yes").status == 0
+
+
+def test_context_of_0(capsys: pytest.CaptureFixture[str], shapes_dir: Path) -> None:
+    run = Run(capsys, "-m", shapes_dir, "-p", "Hello", "--ctx", "0")
+    assert (run.status, run.out) == (2, "")
+    assert "--ctx" in run.err
+
+
+def test_no_terminal(shapes_dir: Path, image: Path) -> None:
+    """As a service runs it: no terminal anywhere, not even a controlling one."""
+    command = program("", "chat", image, "-m", shapes_dir, "--level", "F16", "--threads", "1")
+
+    def run(*more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [*command, *more],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name != "TERM"},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    status, out, err = run("-p", QUESTION)
+    assert (status, out) == (0, "black\n")
+    assert "\x1b" not in err
+    status, out, err = run()
+    assert (status, out) == (1, "")
+    assert "there is no question" in err
