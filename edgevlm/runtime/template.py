@@ -67,14 +67,14 @@ class BoundedTemplate:
 
     Args:
         source: jinja2 text.
-        max_seconds: for compiling, and for each rendering.
+        max_seconds: for compiling, and for each rendering; None for MAX_SECONDS.
 
     Raises:
         PromptError: it cannot be compiled.
     """
 
-    def __init__(self, source: str, *, max_seconds: float = MAX_SECONDS) -> None:
-        self._max_seconds = max_seconds
+    def __init__(self, source: str, *, max_seconds: float | None = None) -> None:
+        self._max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
         self.source = source
         if len(source) > _MAX_SOURCE:
             raise PromptError(

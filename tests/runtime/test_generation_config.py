@@ -65,3 +65,21 @@ def test_a_named_template(changed: Path) -> None:
     with pytest.raises(PromptError, match="no chat template named 'quiet'") as caught, missing:
         pytest.fail("it was opened")
     assert caught.value.hint == "it has: default, loud"
+
+
+def test_a_template_that_loops_for_ever(
+    tmp_path: Path, shapes_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevlm.runtime.template.MAX_SECONDS", 0.2)
+    source = tmp_path / "checkpoint"
+    shutil.copytree(shapes_checkpoint, source)
+    (source / "chat_template.jinja").write_text(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    convert_model(source, out=tmp_path / "model", name="shapes", outtype="f16")
+    with (
+        open_vlm(model=tmp_path / "model" / "shapes-F16.gguf", n_threads=1) as opened,
+        pytest.raises(PromptError, match="may loop for ever") as caught,
+    ):
+        opened.generate("Hi")
+    assert caught.value.hint
