@@ -21,6 +21,7 @@ def _build() -> typer.Typer:
     from edgevlm.cli.chat import chat
     from edgevlm.cli.convert import convert
     from edgevlm.cli.demo import demo
+    from edgevlm.cli.doctor import doctor
     from edgevlm.cli.families import families
     from edgevlm.cli.inspect import inspect
     from edgevlm.cli.profiles import profiles
@@ -35,7 +36,7 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    for verb in (convert, quantize, chat, inspect, families, profiles, demo):
+    for verb in (convert, quantize, chat, inspect, families, profiles, demo, doctor):
         app.command()(verb)
     app.add_typer(cache_app)
     return app

@@ -139,6 +139,14 @@ def system_info() -> str:
     return line.decode("utf-8", "replace").strip()
 
 
+def ggml_version() -> str:
+    """Return the version of the ggml inside: "0.25.3"."""
+    base = load_library().ggml_base
+    base.ggml_version.restype = ctypes.c_char_p
+    version: bytes = base.ggml_version()
+    return version.decode("utf-8", "replace")
+
+
 def parse_system_info(line: str) -> frozenset[str]:
     """Return the features that ggml's system info line gives as present."""
     return frozenset(re.findall(r"(\w+) = (?!0\b)\w+", line))

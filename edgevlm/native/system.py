@@ -181,12 +181,41 @@ def read_cgroup(root: Path = _ROOT) -> CgroupLimit | None:
     return min(limits, key=lambda limit: limit.free_n_bytes, default=None)
 
 
-def _limits(mount: Path, path: str, limit_name: str, used_name: str) -> list[CgroupLimit]:
+def read_cpu_quota(root: Path = _ROOT) -> float | None:
+    """Return the processors' worth of time that the control groups grant, None for no limit.
+
+    Args:
+        root: the folder that stands for `/`.
+    """
+    quotas: list[float] = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            for folder in _folders(root / "sys/fs/cgroup", path):
+                quotas += _quota(_read(folder / "cpu.max"))
+        elif "cpu" in controllers.split(","):
+            for folder in _folders(root / "sys/fs/cgroup" / controllers, path):
+                quota, period = (_read(folder / f"cpu.cfs_{x}_us") for x in ("quota", "period"))
+                quotas += _quota(f"{quota} {period}")
+    return min(quotas, default=None)
+
+
+def _quota(text: str) -> list[float]:
+    """Read "200000 100000" (2 processors) or "max 100000"; v1 writes -1 for no limit."""
+    match = re.fullmatch(r"\s*(\d+)\s+(\d+)\s*", text)
+    return [int(match[1]) / int(match[2])] if match and int(match[2]) else []
+
+
+def _folders(mount: Path, path: str) -> list[Path]:
     # Inside a container the path may name what only the host sees: the mount itself then counts.
     parts = [part for part in path.split("/") if part not in ("", "..")]
-    folders = [mount.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
+
+
+def _limits(mount: Path, path: str, limit_name: str, used_name: str) -> list[CgroupLimit]:
     found: list[CgroupLimit] = []
-    for folder in folders:
+    for folder in _folders(mount, path):
         limit, used = _read(folder / limit_name).strip(), _read(folder / used_name).strip()
         if not limit.isdigit() or not used.isdigit() or int(limit) >= _NO_LIMIT:
             continue

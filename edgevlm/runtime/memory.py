@@ -112,11 +112,11 @@ def check_memory(
 
 
 def _context_length(file: GGUFFile, asked: int | None) -> int:
-    if asked is not None:
-        return asked
+    """A context beyond the model's own is `open_vlm`'s to refuse, not a matter of memory."""
     entry = file.metadata.get(f"{file.architecture}.context_length")
     own = entry.value if entry is not None else None
-    return min(DEFAULT_N_CTX, own) if isinstance(own, int) and own > 0 else DEFAULT_N_CTX
+    wanted = DEFAULT_N_CTX if asked is None else asked
+    return min(wanted, own) if isinstance(own, int) and own > 0 else wanted
 
 
 def _gpu_free(device: str) -> int:

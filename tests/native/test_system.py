@@ -13,6 +13,7 @@ from edgevlm.native.system import (
     parse_sysctl,
     parse_vm_stat,
     read_cgroup,
+    read_cpu_quota,
     read_memory,
 )
 
@@ -200,3 +201,28 @@ def test_a_limit_above_what_is_free_does_not_help(tmp_path: Path) -> None:
     memory = read_memory(tmp_path)
     assert memory.source == "MemAvailable"
     assert memory.available_n_bytes == 6123520 * 1024
+
+
+def test_reads_quotas_of_both_versions(tmp_path: Path) -> None:
+    _write(
+        tmp_path / "v2",
+        {
+            "proc/self/cgroup": "0::/box\n",
+            "sys/fs/cgroup/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/box/cpu.max": "150000 100000\n",
+        },
+    )
+    assert read_cpu_quota(tmp_path / "v2") == 1.5
+    group = "sys/fs/cgroup/cpu,cpuacct"
+    _write(
+        tmp_path / "v1",
+        {
+            "proc/self/cgroup": "4:cpu,cpuacct:/docker/abc\n",
+            f"{group}/cpu.cfs_quota_us": "-1\n",
+            f"{group}/cpu.cfs_period_us": "100000\n",
+            f"{group}/docker/abc/cpu.cfs_quota_us": "200000\n",
+            f"{group}/docker/abc/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    assert read_cpu_quota(tmp_path / "v1") == 2.0
+    assert read_cpu_quota(tmp_path / "none") is None

@@ -216,15 +216,34 @@ def test_a_gpu_library_is_asked_for_its_memory(
         check_memory(text.path, None, n_ctx=256, device="cpu", memory=memory(1 << 20))
 
 
-def test_a_header_without_sizes_is_no_crash(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
+def write(path: Path, **numbers: int) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
+    for name, number in numbers.items():
+        writer.add_uint32(f"llama.{name.replace('__', '.')}", number)
     writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def test_a_header_without_sizes_is_no_crash(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf")
     assert check_memory(path, None, n_ctx=None).footprint.kv_cache == 0
+
+
+def test_absurd_sizes_are_refused_at_once(tmp_path: Path) -> None:
+    huge = (1 << 32) - 1
+    path = write(
+        tmp_path / "m.gguf", block_count=huge, embedding_length=huge, attention__head_count=huge
+    )
+    with pytest.raises(ModelLoadError, match="needs"):
+        check_memory(path, path, n_ctx=256)
+
+
+def test_a_context_beyond_the_model_is_left_to_open_vlm(text: GGUFFile) -> None:
+    assert check_memory(text.path, None, n_ctx=1 << 40).footprint.n_ctx == 4096
 
 
 def test_the_default_context_is_open_vlm_s() -> None:
