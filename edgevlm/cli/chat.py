@@ -61,6 +61,7 @@ def chat(
     grammar: sampling.GrammarOption = None,
     json_schema: sampling.JsonSchemaOption = None,
     think: sampling.ThinkOption = None,
+    chat_template: sampling.ChatTemplateOption = None,
     context_policy: sampling.ContextPolicyOption = "error",
     max_pixels: sampling.MaxPixelsOption = 50_000_000,
     mmproj: options.MmprojOption = None,
@@ -142,6 +143,7 @@ def chat(
                 gpu_layers=gpu_layers,
                 kv_type=options.kv_type_of(kv_type),
                 flash_attention=flash_attention,
+                chat_template=chat_template,
                 started=ahead,
             )
         )

@@ -154,6 +154,15 @@ ThinkOption = Annotated[
         show_default=False,
     ),
 ]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="NAME",
+        help="One of the chat templates in the model file (default: its default).",
+        show_default=False,
+    ),
+]
 ContextPolicyOption = Annotated[
     ContextPolicyName,
     typer.Option(

@@ -159,6 +159,13 @@ def test_bad_values(chat: Any, tmp_path: Path, arguments: tuple[str, ...], words
     assert "Traceback" not in err
 
 
+def test_a_chat_template_that_is_not_there(chat: Any) -> None:
+    status, out, err = chat("--chat-template", "tool_use")
+    assert (status, out) == (1, "")
+    assert "tool_use" in err
+    assert "default" in err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
