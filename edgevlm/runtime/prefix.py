@@ -18,6 +18,7 @@ import numpy as np
 
 from edgevlm.native.projector import EncodedImage, ImageChunk, Projector, TextChunk
 from edgevlm.native.text_model import TextContext
+from edgevlm.runtime.embedding_cache import EmbeddingCache
 from edgevlm.runtime.layout import Layout, Pixels
 
 
@@ -66,11 +67,13 @@ class KVCache:
     Attributes:
         context: the context.
         held: what stands in it, in order.
+        embeddings: of images that were encoded.
     """
 
     def __init__(self, context: TextContext) -> None:
         self.context = context
         self.held: list[Item] = []
+        self.embeddings = EmbeddingCache()
 
     @property
     def n_used(self) -> int:
@@ -90,7 +93,8 @@ class KVCache:
         Args:
             layout: what to read.
             projector: called when there is something to encode.
-            reuse: whether what is there may stay; false for the same numbers at every run.
+            reuse: whether what is there may stay, and what was encoded be used again; false for
+                the same numbers at every run.
             should_end: asked before each batch and each image.
         """
         digests = [_digest(pixels) for pixels in layout.images]
@@ -102,17 +106,21 @@ class KVCache:
             self.clear()
         n_reused_tokens = self.context.n_used
         first = _first_image(layout, items, n_kept)
+        # What is compared or measured encodes anew.
+        known = self.embeddings if reuse else EmbeddingCache()
+        needed: dict[bytes, EncodedImage] = {}
         encoded: dict[int, EncodedImage] = {}
-        by_digest: dict[bytes, EncodedImage] = {}
         for index in range(first, len(layout.images)):
             if should_end():
                 break
-            image = by_digest.get(digests[index])
+            digest = digests[index]
+            image = needed.get(digest) or known.get(digest)
             if image is None:
                 image = encoded[index] = projector().encode(layout.images[index])
-                by_digest[digests[index]] = image
+                known.put(digest, image)
+            needed[digest] = image
         started = time.perf_counter()
-        is_complete = self._read(layout, items, n_kept, by_digest, should_end)
+        is_complete = self._read(layout, items, n_kept, needed, should_end)
         self.context.synchronize()
         return Prefilled(
             n_reused_tokens=n_reused_tokens,

@@ -83,6 +83,7 @@ class VLM:
     def forget(self) -> None:
         """Empty the KV cache; the next answer reads and encodes everything anew."""
         self.cache.clear()
+        self.cache.embeddings.clear()
 
     def token_ids(self, prompt: Prompt, images: Sequence[Pixels] = ()) -> list[int]:
         """Return the prompt's token ids as the text model gets them, images as VISUAL_TOKEN."""

@@ -11,8 +11,9 @@ import pytest
 
 from edgevlm.errors import ModelLoadError
 from edgevlm.native.library import load_library
-from edgevlm.native.projector import Projector
+from edgevlm.native.projector import EncodedImage, Projector
 from edgevlm.native.text_model import TextContext
+from edgevlm.runtime.embedding_cache import EmbeddingCache
 from edgevlm.runtime.layout import Layout, Pixels
 from edgevlm.runtime.prefix import HeldImage, KVCache, n_common
 from edgevlm.runtime.prompt import Message
@@ -182,7 +183,7 @@ def test_a_memory_that_cannot_forget_its_end_starts_over(
     encodes.clear()
     answer = vlm.generate(two_turns(picture(0), said="it is white"))
     assert answer.n_reused_tokens == 0
-    assert len(encodes) == 1
+    assert len(encodes) == 0  # read again, not encoded again
     assert answer.text == expected
 
 
@@ -242,6 +243,34 @@ def test_the_conversation_fills_the_context_again_and_again(
                 f"{number} is it?", [picture(number % 3)], params=SamplingParams(max_tokens=8)
             )
             assert answer.n_prompt_tokens + len(answer.token_ids) <= 64
+
+
+def test_an_image_that_moves_is_not_encoded_again(
+    exact: VLM, picture: Picture, encodes: list[tuple[int, ...]]
+) -> None:
+    moved = [Message(role="system", content=("Be brief.",)), *two_turns(picture(0))]
+    cold = logits_after(exact, moved, reuse=False)
+    exact.forget()
+    exact.generate(two_turns(picture(0)))
+    assert len(encodes) == 2
+    warm = logits_after(exact, moved, reuse=True)
+    assert len(encodes) == 2
+    np.testing.assert_allclose(warm, cold, atol=BOUND)
+
+
+def test_embeddings_stay_below_their_bound() -> None:
+    def image(n_values: int) -> EncodedImage:
+        tiles = (np.zeros((1, n_values), dtype=np.float32),)
+        return EncodedImage(tiles=tiles, preprocess_ms=0.0, encode_ms=0.0)
+
+    cache = EmbeddingCache(max_bytes=100)
+    cache.put(b"a", image(10))
+    cache.put(b"b", image(10))
+    assert cache.get(b"a") is not None
+    cache.put(b"c", image(10))
+    assert (cache.get(b"b"), cache.n_bytes) == (None, 80)
+    cache.put(b"d", image(100))
+    assert cache.n_bytes <= 100
 
 
 def test_cut_points_are_found() -> None:
