@@ -137,23 +137,37 @@ def _too_large(
         f" {human_bytes(check.memory.available_n_bytes)} are available"
         f"{cards if check.gpu_free_n_bytes else ''} ({check.memory.source})"
     )
-    room = check.available_n_bytes
-    ways: list[str] = []
-    fitting = [level for level in levels if predict(level, n_ctx=n_ctx).needed_n_bytes <= room]
-    best = max(fitting, key=lambda level: level.n_data_bytes, default=None)
-    if best is not None:
-        ways.append(f"`--level {best.file_type}` would fit")
-    shorter = _fitting_ctx(file, n_ctx, predict, room)
-    if shorter is not None:
-        ways.append(f"`--ctx {shorter}` would fit")
-    if best is None and _quantizing_helps(file, need, room):
-        ways.append(
+    options = _fitting_options(file, n_ctx, predict, check.available_n_bytes, levels)
+    if options:
+        ways = f"{' or '.join(options)} would fit"
+    elif _quantizing_helps(file, need, check.available_n_bytes):
+        ways = (
             f"make a smaller level: `edgevlm quantize {file.path.parent} --level Q4_K_M` (about"
             f" {human_bytes(_q4_n_bytes(file))})"
         )
-    if not ways:
-        ways.append("close other programs, or choose a smaller model")
-    return ModelLoadError(message, hint=", or ".join(ways) + _HINT_YES)
+    else:
+        ways = "close other programs, or choose a smaller model"
+    return ModelLoadError(message, hint=ways + _HINT_YES)
+
+
+def _fitting_options(
+    file: GGUFFile, n_ctx: int, predict: _Predict, room: int, levels: Sequence[GGUFFile]
+) -> list[str]:
+    """Return what would fit: the largest level, the longest context, else both smaller."""
+    options: list[str] = []
+    fitting = [level for level in levels if predict(level, n_ctx=n_ctx).needed_n_bytes <= room]
+    if fitting:
+        best = max(fitting, key=lambda level: level.n_data_bytes)
+        options.append(f"`--level {best.file_type}`")
+    shorter = _fitting_ctx(file, n_ctx, predict, room)
+    if shorter is not None:
+        options.append(f"`--ctx {shorter}`")
+    if not options and levels:
+        smallest = min(levels, key=lambda level: level.n_data_bytes)
+        shorter = _fitting_ctx(smallest, n_ctx, predict, room)
+        if shorter is not None:
+            options.append(f"`--level {smallest.file_type} --ctx {shorter}`")
+    return options
 
 
 def _fitting_ctx(file: GGUFFile, n_ctx: int, predict: _Predict, room: int) -> int | None:
