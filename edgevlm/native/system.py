@@ -43,6 +43,7 @@ _ARM_FLAGS = {
 }
 _APPLE_FLAGS = {
     "hw.optional.neon": "NEON",
+    "hw.optional.AdvSIMD": "NEON",
     "hw.optional.arm.FEAT_DotProd": "DOTPROD",
     "hw.optional.arm.FEAT_FP16": "FP16_VA",
     "hw.optional.arm.FEAT_I8MM": "MATMUL_INT8",

@@ -42,11 +42,11 @@ _LITTLE_MEMORY = 1_000_000_000
 _LITTLE_DISK = 2_000_000_000
 # Machines below this need swap for the moments when a model is loaded.
 _SMALL_MACHINE = 6_000_000_000
-# Only these make a difference to speed; the rest of a build's features are not of the processor.
+# Only these make a difference to speed. SME does not: ggml has no kernels of its own for it.
 _THAT_MATTER = frozenset(
     {"AVX", "AVX2", "F16C", "FMA", "AVX_VNNI", "AMX_INT8"}
     | {"AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16"}
-    | {"NEON", "DOTPROD", "FP16_VA", "MATMUL_INT8", "SVE", "SME"}
+    | {"NEON", "DOTPROD", "FP16_VA", "MATMUL_INT8", "SVE"}
 )
 
 
