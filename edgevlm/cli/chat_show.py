@@ -44,7 +44,7 @@ class Stream:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or not issubclass(kind, BrokenPipeError):
-            self._end_line()
+            self.end_line()
 
     def write(self, text: str) -> None:
         """Show a piece of the answer."""
@@ -52,7 +52,7 @@ class Stream:
         if self._silent:
             return
         if self._open is sys.stderr:
-            self._end_line()
+            self.end_line()
         # A terminal obeys escape sequences, and who knows what a model was taught.
         self._put(sys.stdout, console.printable(text) if sys.stdout.isatty() else text, text)
 
@@ -73,7 +73,8 @@ class Stream:
         if text.endswith("\n"):
             self._open = None
 
-    def _end_line(self) -> None:
+    def end_line(self) -> None:
+        """End an unfinished line, before something else is said."""
         if self._open is not None:
             self._open.write("\n")
             self._open.flush()

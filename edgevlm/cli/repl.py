@@ -57,7 +57,7 @@ class Repl:
     def run(self) -> None:
         """Talk until Ctrl-D."""
         found = self._talk.found
-        _say(f"{found.name} {found.level}; /help lists the commands, {_LEAVE}")
+        _say(f"{found.name} {found.level}; /help lists the commands, {_LEAVE}", wrap=True)
         for picture in self._talk.pictures:
             _say(f"{chat_show.short(picture.name)}: shown with your first question")
         with _history():
@@ -127,11 +127,15 @@ class Repl:
         _say(f"saved in {path}")
 
     def _help(self, _: str) -> None:
-        _say(_HELP)
+        _say(_HELP, wrap=True)
 
 
-def _say(text: str) -> None:
-    console.note(text)
+def _say(text: str, *, wrap: bool = False) -> None:
+    """Say something on stderr; `wrap` at words, where nobody will copy a path."""
+    if wrap:
+        console.err().print(text, markup=False, style="dim")
+    else:
+        console.note(text)
 
 
 def _read_line() -> str | None:

@@ -14,7 +14,7 @@ from edgevlm.cli.conversation import Conversation, Picture, Turn
 
 if TYPE_CHECKING:
     from edgevlm.build.resolve import ResolvedModel
-    from edgevlm.runtime.answer import Answer, ContextPolicy
+    from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost
     from edgevlm.runtime.sampling import SamplingParams
     from edgevlm.runtime.worker import Worker
 
@@ -105,19 +105,26 @@ class Talk:
     ) -> Answer:
         pictures = tuple(self.pictures)
         names = [picture.name for picture in pictures]
+
+        def show_costs(costs: Sequence[ImageCost]) -> None:
+            stream.end_line()
+            # Those shown earlier were said then.
+            chat_show.show_costs(names, costs[len(costs) - len(names) :], quiet=self._quiet)
+
+        def note(text: str) -> None:
+            stream.end_line()
+            console.note(text, quiet=self._quiet)
+
         return self.worker.generate(
             self.conversation.messages(Turn(role="user", text=question, pictures=pictures)),
             params=params,
             think=self._think,
             context_policy=self._context_policy,
             should_stop=should_stop,
-            # Those shown earlier were said then.
-            on_images=lambda costs: chat_show.show_costs(
-                names, costs[len(costs) - len(names) :], quiet=self._quiet
-            ),
+            on_images=show_costs,
             on_text=stream.write,
             on_reasoning=stream.write_reasoning,
-            on_note=lambda text: console.note(text, quiet=self._quiet),
+            on_note=note,
         )
 
 

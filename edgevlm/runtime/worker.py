@@ -87,6 +87,8 @@ class _Process:
 
     def send(self, kind: str, values: dict[str, Any], bodies: Sequence[memoryview] = ()) -> None:
         """Send a request; a worker that is gone is seen when the reply is awaited."""
+        if kind in _DOING:
+            self._log.clear()  # what was logged before has no part in how this one ends
         with suppress(BrokenPipeError):
             wire.send(_pipe(self._popen.stdin).fileno(), kind, values, bodies)
 

@@ -385,3 +385,47 @@ def test_no_terminal(shapes_dir: Path, image: Path) -> None:
     status, out, err = run()
     assert (status, out) == (1, "")
     assert "there is no question" in err
+
+
+THINKING = """
+from dataclasses import replace
+from edgevlm.runtime.vlm import VLM
+answer = VLM.generate
+def generate(self, *arguments, think, on_reasoning, **options):
+    if think is False:
+        return answer(self, *arguments, **options)
+    on_reasoning("A cross, ")
+    on_reasoning("I see.")
+    return replace(answer(self, *arguments, **options), reasoning="A cross, I see.")
+VLM.generate = generate
+"""
+
+
+def test_reasoning_is_shown_apart(shapes_dir: Path, image: Path) -> None:
+    command = program(THINKING, "chat", image, "-m", shapes_dir, "--level", "F16", "-p", QUESTION)
+    command += ["--threads", "1"]
+
+    def run(*more: str) -> tuple[str, str]:
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+        return done.stdout, done.stderr
+
+    out, err = run()
+    assert out == "black\n"
+    assert "A cross, I see.\n" in err
+    assert run("--quiet") == ("black\n", "")
+    document = json.loads(run("--json")[0])
+    assert document["reasoning_content"] == "A cross, I see."
+    assert document["answer"] == "black"
+    out, err = run("--think", "off")
+    assert out == "black\n"
+    assert "I see" not in err
+
+
+def test_several_images_are_asked_about_in_order(
+    capsys: pytest.CaptureFixture[str], shapes_dir: Path, shapes_assets: Path
+) -> None:
+    names = [shapes_assets / "images" / f"{number:03}.png" for number in (0, 1, 2)]
+    run = Run(capsys, *names, "-m", shapes_dir, "-p", "Same?", "--json", "--threads", "1")
+    document = json.loads(run.out)
+    assert [one["source"] for one in document["images"]] == [str(name) for name in names]
+    assert document["n_visual_tokens"] == sum(one["n_visual_tokens"] for one in document["images"])

@@ -156,7 +156,10 @@ def test_an_abort_while_answering(files: dict[str, Any], monkeypatch: pytest.Mon
         with pytest.raises(EdgeVLMError, match="while answering") as caught:
             running.generate(QUESTION)
         assert "SIGABRT" in caught.value.message
-        assert "planted.c:42: GGML_ASSERT(planted) failed" in caught.value.message
+        # Nothing of what was logged while it loaded.
+        assert caught.value.message.endswith(
+            "last lines:\n  planted.c:42: GGML_ASSERT(planted) failed"
+        )
         assert caught.value.hint
         assert running.pid is None
         monkeypatch.setattr(worker, "COMMAND", usual)
