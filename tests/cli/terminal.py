@@ -121,16 +121,11 @@ class Terminal:
         return _STYLE.sub("", self.raw)
 
     def wait_for(self, *words: str, seconds: float = 60) -> str:
-        """Read until every word was shown since the last call; return what was.
-
-        Args:
-            words: "" stands for anything but white space.
-            seconds: to wait at most.
-        """
+        """Read until every word was shown since the last call; return what was."""
         deadline = time.monotonic() + seconds
         while True:
             new = self.text[self._seen :]
-            if all(word in new if word else new.strip() for word in words):
+            if all(word in new for word in words):
                 break
             assert time.monotonic() < deadline, f"no {words} in {new!r}"
             self._read(0.2)
@@ -146,6 +141,16 @@ class Terminal:
         """Press one key: "C" and "D" with Ctrl, "up", "tab"."""
         keys = {"C": b"\x03", "D": b"\x04", "up": b"\x1b[A", "tab": b"\t"}
         os.write(self._master, keys[key])
+
+    def wait_for_answer(self, question: str) -> None:
+        """Type a question and read until the answer has begun."""
+        self.type(question)
+        begun = re.compile(re.escape(question) + r"\n(loading the model again\n)?\s*\S")
+        deadline = time.monotonic() + 60
+        while not begun.search(self.text[self._seen :]):
+            assert time.monotonic() < deadline, self.text[self._seen :]
+            self._read(0.2)
+        self._seen = len(self.text)
 
     def press_until(self, key: str, *words: str) -> str:
         """Press a key now and again until every word was shown; return what was.

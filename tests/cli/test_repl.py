@@ -92,9 +92,7 @@ def test_errors_are_said_and_it_goes_on(start: Callable[..., Terminal], image: P
 def test_ctrl_c_stops_the_answer_and_not_the_program(start: Callable[..., Terminal]) -> None:
     with start(*LONG, worker_code=ENDLESS) as terminal:
         terminal.wait_for("\n> ")
-        terminal.type("Tell me more.")
-        terminal.wait_for("Tell me more.\n")
-        terminal.wait_for("")  # an answer is coming
+        terminal.wait_for_answer("Tell me more.")
         terminal.press("C")
         assert "; stopped" in terminal.wait_for("\n> ")
         assert "questions: 1, images: 0" in terminal.ask("/stats")  # what there was is kept
@@ -108,9 +106,7 @@ def test_the_second_ctrl_c_ends_an_engine_that_does_not_listen(
     with start(*LONG, worker_code=HANGING) as terminal:
         terminal.wait_for("\n> ")
         for _ in range(2):  # it is loaded again for the next question
-            terminal.type("Tell me more.")
-            terminal.wait_for("Tell me more.\n")
-            terminal.wait_for("")
+            terminal.wait_for_answer("Tell me more.")
             terminal.press_until("C", "nothing of it is kept", "\n> ")
         assert "loading the model again" in terminal.text
         assert terminal.leave() == 0
