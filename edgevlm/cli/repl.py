@@ -31,7 +31,8 @@ _HELP = """\
 /stats       tokens in the context, times
 /save FILE   save as .json or .md
 /help        this list
-Ctrl-C stops an answer, Ctrl-D leaves.
+Ctrl-C stops an answer (twice: at once, and nothing of it is kept).
+Ctrl-D leaves.
 A question that begins with / needs a space before it."""
 
 

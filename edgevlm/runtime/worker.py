@@ -46,7 +46,7 @@ _N_QUOTED_LINES = 4
 _POLL_SECONDS = 0.05
 _LEAVE_SECONDS = 2.0
 # By exit status as subprocess gives it: minus the signal's number.
-_SIGNAL_HINTS = {
+_SIGNAL_HINTS: dict[int, str] = {
     signal.SIGABRT: "the model file or llama.cpp itself is at fault: `--verbose` shows all it logs",
     signal.SIGILL: "llama.cpp was built for another processor: build llama-cpp-python here",
 }
@@ -117,8 +117,11 @@ class _Process:
         how = f"exit status {status}"
         hint = _OTHER_HINT
         if status < 0:
-            how = signal.Signals(-status).name
-            hint = _SIGNAL_HINTS.get(signal.Signals(-status), _OTHER_HINT)
+            number = -status
+            # Real-time signals have no names.
+            known = number in {one.value for one in signal.Signals}
+            how = signal.Signals(number).name if known else f"signal {number}"
+            hint = _SIGNAL_HINTS.get(number, _OTHER_HINT)
         quoted = "".join(f"\n  {line}" for line in self._log)
         message = f"llama.cpp ended its process while {_DOING[request]} ({how})"
         message += f"; its last lines:{quoted}" if quoted else ""
