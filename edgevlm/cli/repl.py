@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edgevlm.build.cache import cache_folder
 from edgevlm.cli import chat_show, console
 from edgevlm.cli.conversation import Picture
-from edgevlm.errors import EdgeVLMError, ImageError, PromptError
+from edgevlm.errors import ContextOverflowError, EdgeVLMError, ImageError, PromptError
 
 if TYPE_CHECKING:
     from edgevlm.cli.talk import Talk
@@ -77,6 +77,8 @@ class Repl:
                 self._commands[name](rest.strip())
             else:
                 self._talk.ask(line.strip())
+        except ContextOverflowError as error:
+            console.show_error(error.message, f"{error.hint}; `/reset` forgets what was said")
         except EdgeVLMError as error:
             console.show_error(error.message, error.hint)
         except KeyboardInterrupt:

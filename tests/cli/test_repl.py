@@ -79,6 +79,7 @@ def test_errors_are_said_and_it_goes_on(start: Callable[..., Terminal], image: P
             ("/image", "no image is named"),
             ("/save x.md", "there is nothing to save"),
             ("long " * 60, "too long for the context of 64"),
+            ("long " * 60, "`/reset` forgets what was said"),
         ):
             shown = terminal.ask(typed)
             assert "error: " in shown
