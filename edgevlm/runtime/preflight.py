@@ -99,6 +99,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
         raise GGUFError(f"`{path}` holds no text model", hint="name a text model's .gguf file")
     for key in _POSITIVE_TEXT_KEYS:
         _check_positive(file, f"{file.architecture}.{key}")
+    _check_deepstack(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
     return file, TextFacts(
@@ -174,6 +175,22 @@ def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
                 " every image",
                 hint="convert the model again from its checkpoint",
             )
+
+
+def _check_deepstack(file: GGUFFile) -> None:
+    """Check that deepstack ends before the last layer, as src/models/qwen3vl.cpp takes it to.
+
+    The last layer computes only the rows that are asked for; adding a deepstack feature of every
+    row to them is an assertion that ends the process.
+    """
+    n_layers = _integer(file, f"{file.architecture}.block_count") or 0
+    n_deepstack = _integer(file, f"{file.architecture}.n_deepstack_layers") or 0
+    if n_deepstack and n_deepstack >= n_layers:
+        raise GGUFError(
+            f"`{file.path}` has {n_deepstack} deepstack layers in {n_layers} layers: llama.cpp"
+            " needs one layer more",
+            hint="this model cannot run; it may be a toy or a damaged file",
+        )
 
 
 def _chat_templates(file: GGUFFile) -> dict[str, str]:

@@ -122,6 +122,14 @@ def test_end_tokens_of_the_file(tmp_path: Path) -> None:
         facts_of(tmp_path, **{"edgevlm.tokenizer.end_token_ids": [3]})
 
 
+@pytest.mark.parametrize("n_deepstack", [2, 7])
+def test_deepstack_in_the_last_layer_would_end_the_process(
+    tmp_path: Path, n_deepstack: int
+) -> None:
+    with pytest.raises(GGUFError, match=f"{n_deepstack} deepstack layers in 2 layers"):
+        facts_of(tmp_path, **{"qwen3vl.n_deepstack_layers": n_deepstack})
+
+
 def test_a_projector_given_as_text_model_and_the_reverse(text: Path, projector: Path) -> None:
     with pytest.raises(GGUFError, match="is a projector, not a text model") as caught:
         check_text_model(projector)
