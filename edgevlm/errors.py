@@ -10,6 +10,7 @@
     ├── ProfileError                   a quantization profile with an unknown key, type or rule
     ├── QuantizationError              a tensor that the asked type cannot hold
     ├── ModelLoadError                 llama.cpp refused the model, the projector or the context
+    ├── EngineError                    the engine's process ended while it was answering
     ├── ContextOverflowError           the prompt is longer than the context
     ├── PromptError                    a chat template or a prompt that cannot be rendered
     ├── ImageError                     an image that cannot be read, or beyond the limits
@@ -74,6 +75,10 @@ class QuantizationError(EdgeVLMError):
 
 class ModelLoadError(EdgeVLMError):
     """llama.cpp refused the model, the projector or the context."""
+
+
+class EngineError(EdgeVLMError):
+    """The engine's process ended while it was answering."""
 
 
 class ContextOverflowError(EdgeVLMError):

@@ -14,8 +14,9 @@ from edgevlm_convert import ConversionPlan, OuttypeOption, plan_conversion
 from edgevlm_convert.encoder import TensorEncoder
 from edgevlm_convert.writer import GGUFPlan, write_gguf
 
+from edgevlm.build.source import source_hashes
 from edgevlm.errors import ConversionError, OutputExistsError
-from edgevlm.files import WriteTogether, flush, sha256_file, write_together
+from edgevlm.files import WriteTogether, flush, write_together
 from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
@@ -32,8 +33,6 @@ from edgevlm.progress import SILENT, Progress
 
 # A manifest's size is not known before it is written; this is more than any.
 MANIFEST_ALLOWANCE_BYTES = 4 << 20
-# The files of a checkpoint that decide what comes out of a conversion.
-_SOURCE_PATTERNS = ("*.safetensors", "*.json", "*.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,17 +159,6 @@ def _finish(file: FilePlan, temporary: Path) -> FileEntry:
 def write_manifest(output: WriteTogether, manifest: Manifest) -> None:
     """Write the manifest, the last file to become visible."""
     output.create(MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
-    """Return the SHA-256 of every file of a checkpoint that decides what comes out of it.
-
-    A caller that has set `stopped` no longer wants the hashes: they are then incomplete.
-    """
-    paths = sorted(path for pattern in _SOURCE_PATTERNS for path in source.glob(pattern))
-    # Opening a pipe would wait for a writer.
-    files = [path for path in paths if path.is_file()]
-    return {path.name: sha256_file(path, stopped=stopped) for path in files}
 
 
 def file_name(name: str, role: Role, level: str) -> str:

@@ -13,11 +13,11 @@ from edgevlm.build.convert import (
     convert_model,
     file_name,
     plan_files,
-    source_hashes,
     tool_versions,
     write_files,
     write_manifest,
 )
+from edgevlm.build.source import checkpoint_of
 from edgevlm.errors import QuantizationError
 from edgevlm.files import write_together
 from edgevlm.model_dir import (
@@ -163,14 +163,6 @@ def quantize_model(
         manifest = before.with_files(written)
         write_manifest(output, manifest)
     return Built(folder=plan.folder, manifest=manifest, written=tuple(written), kept=plan.kept)
-
-
-def checkpoint_of(manifest: Manifest | None) -> Path | None:
-    """Return the manifest's checkpoint folder, None when it is gone or its bytes have changed."""
-    path = Path(manifest.source.path) if manifest and manifest.source.path else None
-    if manifest is None or path is None or not path.is_dir():
-        return None
-    return path if source_hashes(path) == manifest.source.sha256 else None
 
 
 def _plan_from_checkpoint(

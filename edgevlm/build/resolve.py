@@ -10,8 +10,7 @@ from pathlib import Path
 
 from edgevlm import __version__
 from edgevlm.build.cache import cache_folder, last_model, remember_model
-from edgevlm.build.convert import convert_model, source_hashes
-from edgevlm.build.quantize import checkpoint_of
+from edgevlm.build.source import checkpoint_of, source_hashes
 from edgevlm.errors import GGUFError, OutputError, SourceNotFoundError
 from edgevlm.files import folder_lock
 from edgevlm.model_dir import (
@@ -146,6 +145,9 @@ def _build_built_in(progress: Progress) -> Path:
     folder = _kept_folder(BUILT_IN, source_hashes(built_in_checkpoint()))
     if (folder / MANIFEST_NAME).exists():
         return folder
+    # Imported only where something is built: the converter costs a quarter of a second.
+    from edgevlm.build.convert import convert_model
+
     with _cache_lock(folder.parent):
         if not (folder / MANIFEST_NAME).exists():
             convert_model(
@@ -210,6 +212,8 @@ def _text_of(
 def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
     """Make a missing level in the cache, from the manifest's checkpoint when its hashes match."""
     manifest = model.manifest
+    from edgevlm.build.convert import convert_model
+
     checkpoint = checkpoint_of(manifest)
     if manifest is None or checkpoint is None:
         levels = ", ".join(file.level for file in model.of_role("text"))

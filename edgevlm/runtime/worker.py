@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
-from edgevlm.errors import EdgeVLMError, ModelLoadError
+from edgevlm.errors import EdgeVLMError, EngineError, ModelLoadError
 from edgevlm.runtime import wire
 from edgevlm.runtime.wire import Frame
 
@@ -125,7 +125,7 @@ class _Process:
         quoted = "".join(f"\n  {line}" for line in self._log)
         message = f"llama.cpp ended its process while {_DOING[request]} ({how})"
         message += f"; its last lines:{quoted}" if quoted else ""
-        kind = ModelLoadError if request == "open" else EdgeVLMError
+        kind = ModelLoadError if request == "open" else EngineError
         return kind(message, hint=hint)
 
     def _read_events(self) -> None:
