@@ -133,7 +133,7 @@ def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
                     raise ImageError(
                         f"{name} is {width}x{height}, {width * height:,} pixels; the limit is"
                         f" {max_pixels:,}",
-                        hint="make it smaller",
+                        hint="make it smaller, or raise --max-pixels",
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image)
@@ -142,7 +142,8 @@ def _decode(name: str, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise ImageError(f"{name} is no image that can be read", hint=f"use {_FORMATS}") from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{name} is far larger than {max_pixels:,} pixels", hint="make it smaller"
+            f"{name} is far larger than {max_pixels:,} pixels",
+            hint="make it smaller, or raise --max-pixels",
         ) from None
     except MemoryError:
         raise ImageError(f"there is no memory to decode {name}", hint="make it smaller") from None
