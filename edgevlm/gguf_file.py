@@ -196,7 +196,6 @@ class _Reader:
 
     def __init__(self, data: bytes, n_file_bytes: int) -> None:
         self.data = data
-        self.view = memoryview(data)
         self.n_file_bytes = n_file_bytes
         self.position = 0
 
@@ -308,7 +307,8 @@ def _read_value(reader: _Reader, key: str) -> GGUFValue:
         type_ = f"ARRAY:{item_type}"
     else:
         type_ = _skip_items(reader, type_id, key, is_array=False)
-    return GGUFValue(type=type_, encoded=reader.view[start : reader.position], n_items=n_items)
+    # A copy: a view would keep all that was read alive, megabytes of weights for a small header.
+    return GGUFValue(type=type_, encoded=reader.data[start : reader.position], n_items=n_items)
 
 
 def _skip_items(reader: _Reader, type_id: int, key: str, *, is_array: bool) -> str:

@@ -40,7 +40,7 @@ class GGUFValue:
     """
 
     type: str
-    encoded: memoryview
+    encoded: bytes
     n_items: int
 
     @property
@@ -65,6 +65,6 @@ class GGUFValue:
         for _ in range(n_items):
             (length,) = _U64.unpack_from(self.encoded, start)
             start += 8 + length
-            raw = bytes(self.encoded[start - length : start])
+            raw = self.encoded[start - length : start]
             items.append(raw.decode("utf-8", errors="surrogateescape"))
         return items

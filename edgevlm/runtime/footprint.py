@@ -46,8 +46,6 @@ from edgevlm.gguf_file import GGUFFile, GGUFTensor
 # a projector's.
 _BASELINE_BYTES = 54_000_000
 _PROJECTOR_TABLE_BYTES = 5_000_000
-# `read_gguf` keeps what it read at first: this much of a file, or all of a smaller one.
-_HEADER_BYTES = 1 << 24
 # Per token and per merge in llama.cpp, and per token string held by Python beside a projector.
 _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 _CACHE_STEP = 256
@@ -315,7 +313,7 @@ def _vocabulary(text: GGUFFile, *, with_strings: bool) -> int:
     return (
         per_token * _n_items(text, "tokenizer.ggml.tokens")
         + _MERGE_BYTES * _n_items(text, "tokenizer.ggml.merges")
-        + min(_HEADER_BYTES, text.n_bytes)
+        + text.data_offset
     )
 
 

@@ -181,12 +181,12 @@ def test_refuses_and_names_the_largest_level_that_fits(text: GGUFFile, shapes_di
 
 def test_refuses_and_names_a_level_with_a_context(text: GGUFFile, shapes_dir: Path) -> None:
     q4 = read_gguf(shapes_dir / "shapes-Q4_K_M.gguf")
-    room = predict_footprint(q4, None, n_ctx=512).needed_n_bytes + 100_000
+    room = predict_footprint(q4, None, n_ctx=256).needed_n_bytes + 100_000
     with pytest.raises(ModelLoadError) as error:
         check_memory(text.path, None, n_ctx=4096, memory=memory(room))
     found = re.match(r"`--level Q4_K_M --ctx (\d+)` would fit", error.value.hint)
     assert found is not None
-    assert 512 <= int(found[1]) < 4096
+    assert 256 <= int(found[1]) < 4096
 
 
 def test_refuses_and_says_how_to_make_a_level(text: GGUFFile, tmp_path: Path) -> None:
