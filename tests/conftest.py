@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell starts background jobs with SIGINT ignored, and every child inherits that: the tests of
+# Ctrl-C would then wait for an interrupt that nobody hears.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LEVELS = ("Q8_0", "Q5_K_M", "Q4_K_M")
 
