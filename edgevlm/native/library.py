@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import signal
 import sys
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from edgevlm.errors import ModelLoadError
@@ -202,7 +203,29 @@ def complaints() -> Generator[deque[str]]:
     # `import llama_cpp` elsewhere puts the high-level package's own log callback in place.
     _route_logs(load_library())
     _sink.complaints.clear()
-    yield _sink.complaints
+    with _interrupts_deferred():
+        yield _sink.complaints
+
+
+@contextmanager
+def _interrupts_deferred() -> Generator[None]:
+    """Put off Ctrl-C to the end of the block.
+
+    Python handles a signal when it next runs Python code: in a library that logs, that is the
+    log callback, and ctypes drops what a callback raises.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    arrived: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _, frame: arrived.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if arrived:
+        before(signal.SIGINT, arrived[0])
 
 
 def because(lines: deque[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,19 @@ with library.complaints() as lines:
 print("no.gguf" in library.because(lines))
 """
     assert run(code) == "True"
+
+
+def test_ctrl_c_waits_for_the_end_of_a_call_that_logs() -> None:
+    """Inside it would be raised in the log callback, where ctypes drops it."""
+    steps: list[str] = []
+
+    def call() -> None:
+        with library.complaints():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("the call goes on")
+        steps.append("never reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert steps == ["the call goes on"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
