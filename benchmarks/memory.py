@@ -147,7 +147,7 @@ def make_models(work: Path) -> None:
         convert_model(source, out=folder, name=name, outtype="f16")
         for level in ("Q8_0", "Q4_K_M", str(work / "Q4_0.toml")):
             plan = plan_quantization(open_model_dir(folder), level=level)
-            quantize_model(plan, level=level)
+            quantize_model(plan)
 
 
 def measure(work: Path, case: Case) -> dict[str, object]:

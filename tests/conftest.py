@@ -51,5 +51,5 @@ def shapes_dir(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path
     convert_model(shapes_checkpoint, out=folder, name="shapes", outtype="f16")
     for level in LEVELS:
         plan = plan_quantization(open_model_dir(folder), level=level)
-        quantize_model(plan, level=level)
+        quantize_model(plan)
     return folder

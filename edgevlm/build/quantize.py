@@ -10,7 +10,6 @@ from edgevlm.build.convert import (
     MANIFEST_ALLOWANCE_BYTES,
     Built,
     FilePlan,
-    convert_model,
     file_name,
     plan_files,
     tool_versions,
@@ -43,14 +42,12 @@ class QuantizePlan:
         folder: the model directory.
         files: the files to write.
         kept: names of files that are there already and stay.
-        checkpoint: the checkpoint to convert in one pass, None when a 16-bit file is the source.
-        sources: names of the files that are read.
+        sources: what is read: 16-bit files, or the checkpoint in one pass.
     """
 
     folder: Path
     files: tuple[FilePlan, ...]
     kept: tuple[str, ...]
-    checkpoint: Path | None
     sources: tuple[str, ...]
 
 
@@ -85,7 +82,7 @@ def plan_quantization(
     source = text or _path(model.baseline("text"))
     name = _model_name(model, source)
     if source is None:
-        return _plan_from_checkpoint(model, name, level, projector_level)
+        return _plan_from_checkpoint(model, name, level, projector_level, force=force)
     files = [_text_plan(source, name, profile)]
     projector = mmproj or _path(model.baseline("mmproj"))
     kept: tuple[str, ...] = ()
@@ -99,7 +96,6 @@ def plan_quantization(
         folder=model.folder,
         files=tuple(files),
         kept=kept,
-        checkpoint=None,
         sources=tuple(str(path) for path in (source, projector) if path),
     )
 
@@ -137,24 +133,11 @@ def _mmproj_plan(source: Path, target: str, level: str, profile: QuantProfile) -
 def quantize_model(
     plan: QuantizePlan,
     *,
-    level: str,
-    mmproj_level: str | None = None,
     force: bool = False,
     n_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Built:
     """Write what `plan_quantization` chose; the manifest becomes visible last."""
-    if plan.checkpoint is not None:
-        return convert_model(
-            plan.checkpoint,
-            out=plan.folder,
-            name=_manifest_name(plan.folder),
-            level=level,
-            mmproj_level=mmproj_level,
-            force=force,
-            n_threads=n_threads,
-            progress=progress,
-        )
     n_bytes = sum(file.plan.n_bytes for file in plan.files) + MANIFEST_ALLOWANCE_BYTES
     names = [file.name for file in plan.files]
     with write_together(plan.folder, names=names, n_bytes=n_bytes, force=force) as output:
@@ -166,7 +149,7 @@ def quantize_model(
 
 
 def _plan_from_checkpoint(
-    model: ModelDir, name: str, level: str, mmproj_level: str
+    model: ModelDir, name: str, level: str, mmproj_level: str, *, force: bool
 ) -> QuantizePlan:
     checkpoint = checkpoint_of(model.manifest)
     if checkpoint is None:
@@ -177,13 +160,14 @@ def _plan_from_checkpoint(
         )
     files = plan_files(checkpoint, name=name, level=level, mmproj_level=mmproj_level)
     kept = tuple(
-        file.name for file in files if file.role == "mmproj" and (model.folder / file.name).exists()
+        file.name
+        for file in files
+        if file.role == "mmproj" and (model.folder / file.name).exists() and not force
     )
     return QuantizePlan(
         folder=model.folder,
         files=tuple(file for file in files if file.name not in kept),
         kept=kept,
-        checkpoint=checkpoint,
         sources=(str(checkpoint),),
     )
 
@@ -202,11 +186,6 @@ def _model_name(model: ModelDir, text: Path | None) -> str:
         if stem.upper().endswith(f"-{level}"):
             return stem[: -len(level) - 1]
     return stem
-
-
-def _manifest_name(folder: Path) -> str | None:
-    manifest = read_manifest(folder)
-    return manifest.name if manifest else None
 
 
 def _manifest_without_source(plan: QuantizePlan) -> Manifest:

@@ -61,8 +61,6 @@ def quantize(
         return
     built = quantize_model(
         plan,
-        level=level,
-        mmproj_level=mmproj_level,
         force=force,
         n_threads=threads,
         progress=progress,

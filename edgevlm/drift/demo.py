@@ -61,7 +61,7 @@ def run_demo(
     on_built(built)
     for level in LEVELS:
         plan = plan_quantization(open_model_dir(folder), level=level)
-        built = quantize_model(plan, level=level, n_threads=n_threads, progress=progress)
+        built = quantize_model(plan, n_threads=n_threads, progress=progress)
         on_built(built)
     entries = {(entry.role, entry.level): entry for entry in built.manifest.files}
     prompts = read_prompts(built_in_folder() / "prompts.jsonl")

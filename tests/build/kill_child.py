@@ -71,7 +71,7 @@ def job(verb: str, source: Path, folder: Path, progress: Progress) -> None:
         convert_model(source, out=folder, name="m", outtype="f16", force=True, progress=progress)
     else:
         plan = plan_quantization(open_model_dir(folder), level="Q4_K_M", force=True)
-        quantize_model(plan, level="Q4_K_M", force=True, progress=progress)
+        quantize_model(plan, force=True, progress=progress)
 
 
 def killed(run: Callable[[], None]) -> bool:
