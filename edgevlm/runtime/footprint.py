@@ -42,6 +42,8 @@ from dataclasses import dataclass
 from edgevlm.ggml_types import TENSOR_TYPES, tensor_n_bytes
 from edgevlm.gguf_file import GGUFFile, GGUFTensor
 
+# Context length in tokens when nobody names one, unless the model's own is shorter.
+DEFAULT_N_CTX = 4096
 # Python, numpy, Pillow, jinja2 and llama.cpp's libraries once loaded; then a context's tables, and
 # a projector's.
 _BASELINE_BYTES = 54_000_000

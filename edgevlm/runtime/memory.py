@@ -14,13 +14,11 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.model_dir import open_model_dir
 from edgevlm.native.devices import devices, gpu_libraries
 from edgevlm.native.system import Memory, read_memory, read_processor
-from edgevlm.runtime.footprint import Footprint, predict_footprint
+from edgevlm.runtime.footprint import DEFAULT_N_CTX, Footprint, predict_footprint
 
 if TYPE_CHECKING:
     from edgevlm.native.text_model import FlashAttention, KVType
 
-# What `open_vlm` takes when nobody names a context length, unless the model's own is shorter.
-DEFAULT_N_CTX = 4096
 _CTX_STEP = 256
 # Q4_K_M over everything but norms: what it comes to on the models that were measured.
 _Q4_K_M_BITS = 5.0

@@ -28,6 +28,7 @@ from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, Timings
 from edgevlm.runtime.answer_stream import REASONING_TAGS, AnswerStream, opened_tag
 from edgevlm.runtime.context_policy import ContextFitter, Limits
 from edgevlm.runtime.decode import Decoder, Ending, sampler_options
+from edgevlm.runtime.footprint import DEFAULT_N_CTX
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
 from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
@@ -35,7 +36,6 @@ from edgevlm.runtime.prompt import Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
 
 Prompt = str | Sequence[Message]
-DEFAULT_N_CTX = 4096
 _FILE_BYTES_PER_THREAD = 32 << 20
 
 
