@@ -86,11 +86,10 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rename:
-    """One source tensor, stored as it is under another name."""
+class _OneSource:
+    """A rule for one source tensor, whose shape the config knows."""
 
     source: str
-    target: str
     shape: Shape
     precision: Precision = "matrix"
     required: bool = True
@@ -99,6 +98,13 @@ class Rename:
     def shapes(self) -> Mapping[str, Shape | None]:
         """See Rule."""
         return {self.source: self.shape}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rename(_OneSource):
+    """One source tensor, stored as it is under another name."""
+
+    target: str
 
     def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
         """See Rule."""
@@ -107,24 +113,15 @@ class Rename:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Split(_OneSource):
     """One source tensor, cut into equal parts along an axis.
 
     With `squeeze` the axis, of one element in each part, is left out of the parts' shapes.
     """
 
-    source: str
     targets: tuple[str, ...]
-    shape: Shape
     axis: int
     squeeze: bool = False
-    precision: Precision = "matrix"
-    required: bool = True
-
-    @property
-    def shapes(self) -> Mapping[str, Shape | None]:
-        """See Rule."""
-        return {self.source: self.shape}
 
     def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
         """See Rule."""
@@ -185,7 +182,7 @@ class Merge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transform:
+class Transform(_OneSource):
     """One source tensor whose float32 rows are computed anew.
 
     Attributes:
@@ -193,17 +190,8 @@ class Transform:
             the source; it must ask for slabs no larger than a few times its own.
     """
 
-    source: str
     target: str
-    shape: Shape
     rows: Callable[[ReadRows, int, int], NDArray[np.float32]]
-    precision: Precision = "matrix"
-    required: bool = True
-
-    @property
-    def shapes(self) -> Mapping[str, Shape | None]:
-        """See Rule."""
-        return {self.source: self.shape}
 
     def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
         """See Rule."""
