@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from edgevlm_convert.encoder import TensorInfo
-from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
+from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf
 from numpy.typing import NDArray
 
 from edgevlm.errors import GGUFError, QuantizationError
 from edgevlm.ggml_types import tensor_n_bytes
 from edgevlm.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, GGUFTensor, GGUFValue, read_gguf
-from edgevlm.progress import SILENT, Progress
 from edgevlm.quantize.encode import LevelEncoder
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -47,24 +46,6 @@ def plan_quantize(source: Path, encoder: LevelEncoder) -> GGUFPlan:
             f"`{source}` has text in its metadata that is not UTF-8",
             hint="convert the checkpoint again",
         ) from None
-
-
-def quantize_file(
-    source: Path,
-    target: Path,
-    encoder: LevelEncoder,
-    *,
-    n_threads: int | None = None,
-    progress: Progress = SILENT,
-) -> GGUFPlan:
-    """Write `source` at the encoder's level to `target` and return what was written.
-
-    `target` is written in place: a caller that needs all or nothing gives a temporary name
-    (`edgevlm.files`). Raises what `plan_quantize` raises.
-    """
-    plan = plan_quantize(source, encoder)
-    write_gguf(plan, target, encoder=encoder, n_threads=n_threads, progress=progress)
-    return plan
 
 
 def _check_kind(file: GGUFFile, encoder: LevelEncoder) -> None:

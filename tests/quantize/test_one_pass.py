@@ -11,7 +11,7 @@ import edgevlm
 from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import mmproj_encoder, text_encoder
 from edgevlm.quantize.profile import load_profile
-from edgevlm.quantize.run import quantize_file
+from tests.quantize.quantizing import quantize_file
 
 SHAPES = Path(edgevlm.__file__).parent / "assets" / "shapes" / "checkpoint"
 LEVELS = ("Q4_K_M", "Q5_K_M", "Q8_0")

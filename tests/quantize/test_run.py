@@ -12,7 +12,8 @@ from edgevlm.errors import EdgeVLMError, GGUFError, QuantizationError, SourceNot
 from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import LevelEncoder, mmproj_encoder, text_encoder
 from edgevlm.quantize.profile import load_profile
-from edgevlm.quantize.run import plan_quantize, quantize_file
+from edgevlm.quantize.run import plan_quantize
+from tests.quantize.quantizing import quantize_file
 
 LEVELS = ("Q4_K_M", "Q5_K_M", "Q8_0")
 TOYS: dict[str, dict[str, Any]] = {
