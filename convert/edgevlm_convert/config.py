@@ -63,6 +63,11 @@ class Section:
         """Return this section with the keys of `base` that it lacks."""
         return Section({**base._values, **self._values}, file=self._file, path=self._path)
 
+    def with_defaults(self, defaults: Mapping[str, object]) -> Section:
+        """Return this section with `defaults` for the keys that are missing or null."""
+        given = {key: value for key, value in self._values.items() if value is not None}
+        return Section({**defaults, **given}, file=self._file, path=self._path)
+
     def integer(self, key: str, *, low: int, high: int, default: int | None = None) -> int:
         """Return an integer in [low, high]."""
         value = self._values.get(key)

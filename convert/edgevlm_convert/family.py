@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from edgevlm_convert.config import Section
+from edgevlm_convert.config import MAX_VOCABULARY, Section
 from edgevlm_convert.metadata import Value
-from edgevlm_convert.rules import Rule
+from edgevlm_convert.prefixes import Prefixes
+from edgevlm_convert.rules import Mapped, Rule
 
 
 def _no_metadata() -> dict[str, Value]:
@@ -22,28 +23,64 @@ class Part:
         rules: for its tensors, listed from the config.
         metadata: its keys, in order, before `general.file_type`.
         late_metadata: its keys after `general.file_type` (llama.cpp's order).
+        computed: tensors that come from the config alone; they stand first in the file.
+        losses: what the runtime cannot do with this model, one sentence each; they are shown and
+            kept in the manifest.
     """
 
     rules: tuple[Rule, ...]
     metadata: Mapping[str, Value] = field(default_factory=_no_metadata)
     late_metadata: Mapping[str, Value] = field(default_factory=_no_metadata)
+    computed: tuple[Mapped, ...] = ()
+    losses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the parts of a model are built from.
+
+    Attributes:
+        config: config.json.
+        text: the language model's section of it, with the architecture's defaults.
+        preprocessor: image settings.
+        prefixes: of the checkpoint's tensors.
+        class_token_first: asks whether the installed llama.cpp puts a vision tower's class token
+            before the patches, as towers are trained; the pinned one puts it behind them.
+    """
+
+    config: Section
+    text: Section
+    preprocessor: Section
+    prefixes: Prefixes
+    class_token_first: Callable[[], bool] = lambda: False
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the token embedding."""
+        return self.text.integer("vocab_size", low=1, high=MAX_VOCABULARY)
+
+    @property
+    def vision(self) -> Section:
+        """The vision tower's section of config.json."""
+        return self.config.section("vision_config")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextArchitecture:
-    """One kind of language model inside a VLM.
+    """One kind of language model inside a VLM; each has a file of its own in `text/`.
 
     Attributes:
         name: llama.cpp's `general.architecture`.
-        model_type: `text_config.model_type` that chooses it.
-        build: (config.json, prefix of its tensors) -> its rules and metadata.
-        n_vocab: config.json -> rows of the token embedding.
+        model_types: `text_config.model_type` values that choose it.
+        defaults: of config keys, as the transformers class has them; published configurations
+            leave out what equals them.
+        build: its rules and metadata.
     """
 
     name: str
-    model_type: str
-    build: Callable[[Section, str], Part]
-    n_vocab: Callable[[Section], int]
+    model_types: tuple[str, ...]
+    defaults: Mapping[str, object]
+    build: Callable[[Source], Part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +89,11 @@ class Projector:
 
     Attributes:
         type: llama.cpp's `clip.projector_type`.
-        build: (config.json, preprocessor settings, prefix of its tensors) -> rules and metadata.
+        build: its rules and metadata.
     """
 
     type: str
-    build: Callable[[Section, Section, str], Part]
+    build: Callable[[Source], Part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +103,11 @@ class Family:
     Attributes:
         name: ours, shown by `edgevlm families`.
         architectures: names in config.json's `architectures` that it claims.
-        vision_models: `vision_config.model_type` values that it claims.
-        text_models: the text architectures that it goes with.
-        text_prefix: of the text model's tensors.
-        vision_prefix: of the vision tower's and the projector's tensors.
+        vision_models: `vision_config.model_type` values that it claims; the first is what a
+            configuration without one means.
+        text_models: the text architectures that it goes with; the first is what a configuration
+            without `text_config.model_type` means.
+        prefixes: of its tensors, as transformers 5 saves them.
         projector: the mmproj file.
         image_span: what a chat template prints for an image.
         runtime_tokens: tokens that libmtmd looks up for this projector.
@@ -80,8 +118,7 @@ class Family:
     architectures: tuple[str, ...]
     vision_models: tuple[str, ...]
     text_models: tuple[TextArchitecture, ...]
-    text_prefix: str
-    vision_prefix: str
+    prefixes: Prefixes
     projector: Projector
     image_span: str
     runtime_tokens: tuple[str, ...]
@@ -91,4 +128,5 @@ class Family:
         """Return whether a checkpoint's config.json is of this family."""
         if not set(config.texts("architectures")) & set(self.architectures):
             return False
-        return config.section("vision_config").raw("model_type") in self.vision_models
+        vision = config.section("vision_config")
+        return vision.text("model_type", default=self.vision_models[0]) in self.vision_models

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_convert.config import Section
 from edgevlm_convert.encoder import TensorEncoder, TensorInfo
 from edgevlm_convert.families import find_family, find_text_model
-from edgevlm_convert.family import Part
+from edgevlm_convert.family import Part, Source
 from edgevlm_convert.general import general_metadata
 from edgevlm_convert.metadata import Value, u32
+from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
 from edgevlm_convert.tokenizer import vocabulary
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
@@ -40,6 +41,7 @@ class ConversionPlan:
         text: the text model's file.
         mmproj: the projector's file.
         ledger: what becomes of every source tensor.
+        losses: what the runtime cannot do with this model, one sentence each.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ConversionPlan:
     text: GGUFPlan
     mmproj: GGUFPlan
     ledger: Ledger
+    losses: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -57,22 +60,25 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    checkpoint: Path,
+    folder: Path,
     *,
     name: str | None = None,
     outtype: OuttypeOption = "auto",
     text_encoder: TensorEncoder | None = None,
     mmproj_encoder: TensorEncoder | None = None,
+    class_token_first: Callable[[], bool] = lambda: False,
 ) -> ConversionPlan:
     """Read headers, config and tokenizer of a checkpoint and plan both files.
 
     Args:
-        checkpoint: folder with config.json and safetensors.
+        folder: of a checkpoint, with config.json and safetensors.
         name: `general.name`; None: the folder's name.
         outtype: "auto" keeps the 16-bit type of each file's first matrix that has one, and makes
             F16 of a float32 checkpoint (as llama.cpp's converter does).
         text_encoder: quantizes the text model in the same pass.
         mmproj_encoder: quantizes the projector in the same pass.
+        class_token_first: asked when the vision tower has a class token: whether the installed
+            llama.cpp puts it before the patches; the pinned one does not.
 
     Raises:
         SourceNotFoundError: the path does not exist.
@@ -80,42 +86,51 @@ def plan_conversion(
         UnsupportedArchitectureError: no family claims it.
         ConversionError: a tensor or token that cannot be carried over.
     """
-    source = open_checkpoint(checkpoint)
-    family = find_family(source.config)
-    text_model = find_text_model(family, source.config)
+    checkpoint = open_checkpoint(folder)
+    family = find_family(checkpoint.config)
+    text_model, section = find_text_model(family, checkpoint.config)
+    source = Source(
+        config=checkpoint.config,
+        text=section,
+        preprocessor=_preprocessor(checkpoint),
+        prefixes=find_prefixes(checkpoint.tensors, family.prefixes),
+        class_token_first=class_token_first,
+    )
     # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
-    name = (name or source.folder.resolve().name).encode("utf-8", "replace").decode()
-    text = text_model.build(source.config, family.text_prefix)
-    mmproj = family.projector.build(source.config, _preprocessor(source), family.vision_prefix)
-    outputs, ledger = map_tensors(source.tensors, {"text": text.rules, "mmproj": mmproj.rules})
+    name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
+    text = text_model.build(source)
+    mmproj = family.projector.build(source)
+    outputs, ledger = map_tensors(checkpoint.tensors, {"text": text.rules, "mmproj": mmproj.rules})
     outtypes: list[Outtype] = [
-        _resolve(outtype, outputs[file], source) for file in ("text", "mmproj")
+        _resolve(outtype, outputs[file], checkpoint) for file in ("text", "mmproj")
     ]
-    n_vocab = text_model.n_vocab(source.config)
-    tokens = vocabulary(source, n_rows=n_vocab, runtime_tokens=family.runtime_tokens)
-    opening = partial(general_metadata, source, name=name)
+    tokens = vocabulary(checkpoint, n_rows=source.n_vocab, runtime_tokens=family.runtime_tokens)
+    opening = partial(general_metadata, checkpoint, name=name)
+    text_tensors = [*text.computed, *outputs["text"]]
+    mmproj_tensors = [*mmproj.computed, *outputs["mmproj"]]
     return ConversionPlan(
         name=name,
         family=family.name,
         outtype=outtypes[0],
         mmproj_outtype=outtypes[1],
         text=_plan_file(
-            opening(architecture=text_model.name, kind="model", tensors=outputs["text"]),
+            opening(architecture=text_model.name, kind="model", tensors=text_tensors),
             text,
             tokens,
-            outputs["text"],
+            text_tensors,
             outtypes[0],
             text_encoder,
         ),
         mmproj=_plan_file(
-            opening(architecture="clip", kind="mmproj", tensors=outputs["mmproj"]),
+            opening(architecture="clip", kind="mmproj", tensors=mmproj_tensors),
             mmproj,
             {},
-            outputs["mmproj"],
+            mmproj_tensors,
             outtypes[1],
             mmproj_encoder,
         ),
         ledger=ledger,
+        losses=(*text.losses, *mmproj.losses),
     )
 
 

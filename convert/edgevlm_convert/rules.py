@@ -244,6 +244,21 @@ class Ledger:
         return len(self.used) + len(self.dropped)
 
 
+def computed(name: str, values: NDArray[np.float32]) -> Mapped:
+    """Return a tensor that comes from the configuration, not from the checkpoint.
+
+    Args:
+        name: GGUF name.
+        values: [n] float32.
+    """
+    row = np.ascontiguousarray(values, dtype=np.float32)
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        return row.reshape(1, -1)[start:stop]
+
+    return Mapped(name=name, shape=row.shape, sources=(), precision="f32", read=read)
+
+
 def map_tensors(
     tensors: Mapping[str, SourceTensor], files: Mapping[str, Sequence[Rule]]
 ) -> tuple[dict[str, list[Mapped]], Ledger]:

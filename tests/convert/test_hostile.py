@@ -109,12 +109,9 @@ CONFIGS: list[tuple[str, str, Any]] = [
     ("text_config", "num_hidden_layers", "2"),
     ("text_config", "num_hidden_layers", 2.0),
     ("text_config", "num_hidden_layers", [2]),
-    ("text_config", "num_hidden_layers", None),
     ("text_config", "num_attention_heads", 0),
     ("text_config", "num_key_value_heads", 0),
     ("text_config", "hidden_size", 10**400),
-    ("text_config", "hidden_size", None),
-    ("text_config", "vocab_size", None),
     ("text_config", "vocab_size", 10**9),
     ("text_config", "max_position_embeddings", -5),
     ("text_config", "rms_norm_eps", "small"),
@@ -148,6 +145,15 @@ def test_config_values(
     error = error_of(broken)
     assert isinstance(error, CheckpointError)
     assert key in error.message or "mrope" in error.message or "rope" in error.message
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "intermediate_size", "vocab_size"])
+def test_a_size_left_out_is_the_default_of_its_class(
+    broken: Path, edit_json: EditJson, key: str
+) -> None:
+    edit_json("config.json", lambda config: config["text_config"].pop(key))
+    # transformers reads it so too; the shapes then tell that it is of another model.
+    assert "tensor `" in error_of(broken).message
 
 
 @pytest.mark.parametrize("key", ["architectures", "text_config", "vision_config"])

@@ -33,17 +33,22 @@ def find_family(config: Section) -> Family:
     return claims[0]
 
 
-def find_text_model(family: Family, config: Section) -> TextArchitecture:
-    """Return the family's text architecture that `text_config.model_type` names.
+def find_text_model(family: Family, config: Section) -> tuple[TextArchitecture, Section]:
+    """Return the family's text architecture and its section of config.json, with defaults.
+
+    Published configurations of transformers 4 may have no `text_config`: their keys stand at the
+    root, where `model_type` is the family's own.
 
     Raises:
         UnsupportedArchitectureError: the family does not go with it.
     """
-    model_type = config.section("text_config").text("model_type")
+    nested = config.has("text_config")
+    section = config.section("text_config") if nested else config
+    model_type = section.text("model_type", default="") if nested else ""
     for text in family.text_models:
-        if text.model_type == model_type:
-            return text
-    known = ", ".join(text.model_type for text in family.text_models)
+        if not model_type or model_type in text.model_types:
+            return text, section.with_defaults(text.defaults)
+    known = ", ".join(name for text in family.text_models for name in text.model_types)
     raise UnsupportedArchitectureError(
         f"{family.name} with the text model {quoted(model_type)} is not supported",
         hint=f"text models of {family.name}: {known}",

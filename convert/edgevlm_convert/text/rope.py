@@ -1,0 +1,203 @@
+"""Rotary position settings of a text model: base, scaling, factors.
+
+transformers 5 writes `rope_parameters`, 4 wrote `rope_scaling` with a `rope_theta` beside it.
+Facts: the keys of llama.cpp from its src/llama-arch.cpp, what it computes from them from
+src/llama-context.cpp and ggml's `rope_yarn`; the formulas of transformers from its
+modeling_rope_utils.py (`_compute_yarn_parameters`, `_compute_longrope_parameters`,
+`_compute_llama3_parameters`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm_convert.config import Section
+from edgevlm_convert.metadata import Value, f32, string, u32
+
+DEFAULT_THETA = 10_000.0
+# What every architecture of llama.cpp computes; its `llama` reads tensors of factors as well.
+PLAIN_KINDS = ("linear", "yarn")
+ALL_KINDS = (*PLAIN_KINDS, "llama3", "longrope")
+_NO_SCALING = ("default", "mrope")
+_MAX_CONTEXT = 1 << 31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions.
+
+    Attributes:
+        section: where the settings stand, for errors about them.
+        theta: base of the wave lengths.
+        scaling: llama.cpp's keys behind `ARCHITECTURE.rope.scaling.`.
+        factors: [head_dim / 2] float32 by which each wave length grows, by tensor name.
+        losses: where llama.cpp does not compute what transformers does.
+    """
+
+    section: Section
+    theta: float
+    scaling: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    factors: Mapping[str, NDArray[np.float32]] = field(
+        default_factory=dict[str, NDArray[np.float32]]
+    )
+    losses: tuple[str, ...] = ()
+
+
+def rope_section(text: Section) -> Section:
+    """Return the rotary settings, whichever transformers wrote them; empty when there are none."""
+    key = "rope_parameters" if text.has("rope_parameters") else "rope_scaling"
+    return text.section(key) if text.has(key) else text.empty(key)
+
+
+def read_rope(
+    text: Section, *, head_dim: int, kinds: Sequence[str], default_theta: float = DEFAULT_THETA
+) -> Rope:
+    """Return the rotary settings of a model whose layers all have the same.
+
+    Args:
+        text: the text model's configuration.
+        head_dim: channels of a head, all of them rotated.
+        kinds: scaling types that llama.cpp computes for the architecture.
+        default_theta: of the transformers class.
+
+    Raises:
+        CheckpointError: a scaling type that llama.cpp does not compute, or a broken one.
+    """
+    rope = rope_section(text)
+    for section in (text, rope):
+        section.require("partial_rotary_factor", (1.0, 1), default=1.0)
+    theta = read_theta(rope, text, default=default_theta)
+    kind = read_kind(rope, kinds)
+    if kind == "linear":
+        scaling = {"type": string("linear"), "factor": f32(_factor(rope))}
+        return Rope(section=rope, theta=theta, scaling=scaling)
+    if kind == "yarn":
+        return Rope(section=rope, theta=theta, scaling=_yarn(rope, text))
+    if kind == "llama3":
+        factors = {"rope_freqs.weight": _llama3_factors(rope, theta=theta, head_dim=head_dim)}
+        return Rope(section=rope, theta=theta, factors=factors)
+    if kind == "longrope":
+        return _longrope(rope, text, theta=theta, head_dim=head_dim)
+    return Rope(section=rope, theta=theta)
+
+
+def read_theta(rope: Section, text: Section, *, default: float) -> float:
+    """Return the base, from wherever it stands."""
+    source = rope if rope.has("rope_theta") else text
+    return source.number("rope_theta", low=1.0, high=1e12, default=default)
+
+
+def read_kind(rope: Section, kinds: Sequence[str]) -> str:
+    """Return the scaling type, "default" for none.
+
+    Raises:
+        CheckpointError: one that is not among `kinds`.
+    """
+    key = "rope_type" if rope.has("rope_type") else "type"
+    kind = rope.text(key, default="default")
+    if kind in _NO_SCALING:
+        return "default"
+    if kind not in kinds:
+        known = " or ".join(("default", *kinds))
+        rope.fail(key, f"{known}: llama.cpp computes no other for this architecture")
+    return kind
+
+
+def _factor(rope: Section) -> float:
+    return rope.number("factor", low=1.0, high=1e6)
+
+
+def _original_context(rope: Section, text: Section) -> int:
+    key = "original_max_position_embeddings"
+    source = rope if rope.has(key) else text
+    fallback = text.integer("max_position_embeddings", low=1, high=_MAX_CONTEXT)
+    return source.integer(key, low=1, high=_MAX_CONTEXT, default=fallback)
+
+
+def _yarn(rope: Section, text: Section) -> dict[str, Value]:
+    """Return the keys of yarn.
+
+    llama.cpp scales cosines by 0.1 ln(factor) + 1 and by `attn_factor`, and reads no
+    `yarn_attn_factor`; a model whose attention factor is another gets the quotient.
+    """
+    factor = _factor(rope)
+    values = {
+        "type": string("yarn"),
+        "factor": f32(factor),
+        "original_context_length": u32(_original_context(rope, text)),
+    }
+    for key in ("beta_fast", "beta_slow"):
+        if rope.has(key):
+            values[f"yarn_{key}"] = f32(rope.number(key, low=0, high=1e6))
+    rope.require("truncate", (True,), default=True)
+    usual = _mscale(factor, 1.0)
+    wanted = usual
+    if rope.has("mscale") and rope.has("mscale_all_dim"):
+        scales = [rope.number(key, low=0, high=1e3) for key in ("mscale", "mscale_all_dim")]
+        if all(scales):
+            wanted = _mscale(factor, scales[0]) / _mscale(factor, scales[1])
+    if rope.has("attention_factor"):
+        wanted = rope.number("attention_factor", low=1e-3, high=1e3)
+    if wanted != usual:
+        values["attn_factor"] = f32(wanted / usual)
+    return values
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _longrope(rope: Section, text: Section, *, theta: float, head_dim: int) -> Rope:
+    context = _original_context(rope, text)
+    longest = text.integer("max_position_embeddings", low=1, high=_MAX_CONTEXT)
+    growth = rope.number("factor", low=1.0, high=1e6, default=max(1.0, longest / context))
+    usual = math.sqrt(1 + math.log(growth) / math.log(context)) if growth > 1 else 1.0
+    attention = rope.number("attention_factor", low=1e-3, high=1e3, default=usual)
+    return Rope(
+        section=rope,
+        theta=theta,
+        scaling={
+            "type": string("longrope"),
+            "attn_factor": f32(attention),
+            "original_context_length": u32(context),
+        },
+        factors={
+            f"rope_factors_{name}.weight": np.asarray(
+                rope.numbers(f"{name}_factor", length=head_dim // 2, low=1e-6, high=1e6),
+                dtype=np.float32,
+            )
+            for name in ("long", "short")
+        },
+        losses=(
+            f"longrope: llama.cpp takes the long factors as soon as the context (`--ctx`) is above"
+            f" {context}, transformers only for a prompt that is",
+        ),
+    )
+
+
+def _llama3_factors(rope: Section, *, theta: float, head_dim: int) -> NDArray[np.float32]:
+    """Return by how much each wave length grows: not at all, by `factor`, or in between."""
+    factor = _factor(rope)
+    low = rope.number("low_freq_factor", low=1e-6, high=1e6)
+    high = rope.number("high_freq_factor", low=1e-6, high=1e6)
+    if high <= low:
+        rope.fail("high_freq_factor", f"a number above low_freq_factor, {low:g}")
+    context = rope.integer("original_max_position_embeddings", low=1, high=_MAX_CONTEXT)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.float32(theta) ** exponents
+    factors: list[float] = []
+    for frequency in frequencies:
+        wave_length = 2 * math.pi / float(frequency)
+        if wave_length < context / high:
+            factors.append(1.0)
+        elif wave_length > context / low:
+            factors.append(factor)
+        else:
+            smooth = (context / wave_length - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.asarray(factors, dtype=np.float32)

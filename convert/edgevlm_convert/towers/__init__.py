@@ -1,0 +1,1 @@
+"""Vision towers that several families share: names, shapes, metadata."""

@@ -1,0 +1,136 @@
+"""The plain ViT of CLIP and SigLIP, with learned positions and norms before each half of a block.
+
+Facts: names from gguf-py constants.py and tools/mtmd/clip-impl.h; defaults from transformers'
+`SiglipVisionConfig` and `CLIPVisionConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgevlm_convert.config import Section
+from edgevlm_convert.metadata import Value, boolean
+from edgevlm_convert.rules import Drop, Rename, Rule
+from edgevlm_convert.towers.vision import TowerSizes, pair, read_image_size, read_tower
+
+SIGLIP_DEFAULTS: Mapping[str, object] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+CLIP_DEFAULTS: Mapping[str, object] = {
+    **SIGLIP_DEFAULTS,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# ggml computes both with the tanh formula, from a table in half precision: below 4e-6 KLD apart.
+_GELU = ("gelu_pytorch_tanh", "gelu")
+
+
+def read_vit(vision: Section) -> TowerSizes:
+    """Return the sizes of a tower of this kind.
+
+    Raises:
+        CheckpointError: a size is missing, absurd, or does not go with another.
+    """
+    vision.require("num_channels", (3,), default=3)
+    return read_tower(
+        vision,
+        layers="num_hidden_layers",
+        heads="num_attention_heads",
+        image_size=read_image_size(vision),
+    )
+
+
+def activation_metadata(vision: Section) -> dict[str, Value]:
+    """Return the key that names the activation; quick-gelu is what llama.cpp takes without one.
+
+    Raises:
+        CheckpointError: an activation that llama.cpp does not compute in this tower.
+    """
+    name = vision.text("hidden_act", default="gelu_pytorch_tanh")
+    if name == "quick_gelu":
+        return {}
+    if name == "silu":
+        return {"clip.use_silu": boolean(True)}
+    if name not in _GELU:
+        vision.fail("hidden_act", "gelu, gelu_pytorch_tanh, quick_gelu or silu")
+    return {"clip.use_gelu": boolean(True)}
+
+
+def embedding_rules(prefix: str, sizes: TowerSizes, *, bias: bool = True) -> list[Rule]:
+    """Return the rules of patches and positions of a tower without class token.
+
+    Args:
+        prefix: of the tower's tensors.
+        sizes: of the tower.
+        bias: whether the patch kernel has one (SigLIP) or not (CLIP).
+    """
+    patch = f"{prefix}embeddings.patch_embedding"
+    rules: list[Rule] = [
+        Rename(
+            source=f"{patch}.weight",
+            target="v.patch_embd.weight",
+            shape=(sizes.n_embd, 3, sizes.patch_size, sizes.patch_size),
+            precision="f16 or f32",
+        ),
+        Rename(
+            source=f"{prefix}embeddings.position_embedding.weight",
+            target="v.position_embd.weight",
+            shape=(sizes.n_patches, sizes.n_embd),
+            precision="f32",
+        ),
+    ]
+    if bias:
+        rules.append(
+            Rename(source=f"{patch}.bias", target="v.patch_embd.bias", shape=(sizes.n_embd,))
+        )
+    # A buffer that transformers 4.30 and older saved.
+    rules.append(
+        Drop(source=f"{prefix}embeddings.position_ids", reason="numbers the positions 0, 1, 2 ...")
+    )
+    return rules
+
+
+def block_rules(prefix: str, sizes: TowerSizes) -> list[Rule]:
+    """Return the rules of all blocks.
+
+    Args:
+        prefix: of the tower's tensors.
+        sizes: of the tower.
+    """
+    n_embd, n_ff = sizes.n_embd, sizes.n_ff
+    rules: list[Rule] = []
+    for layer in range(sizes.n_layers):
+        source, target = f"{prefix}encoder.layers.{layer}.", f"v.blk.{layer}."
+        rules += pair(f"{source}layer_norm1", f"{target}ln1", (n_embd,))
+        for name in "qkv":
+            rules += pair(
+                f"{source}self_attn.{name}_proj", f"{target}attn_{name}", (n_embd, n_embd)
+            )
+        rules += pair(f"{source}self_attn.out_proj", f"{target}attn_out", (n_embd, n_embd))
+        rules += pair(f"{source}layer_norm2", f"{target}ln2", (n_embd,))
+        rules += pair(f"{source}mlp.fc1", f"{target}ffn_up", (n_ff, n_embd))
+        rules += pair(f"{source}mlp.fc2", f"{target}ffn_down", (n_embd, n_ff))
+    return rules
+
+
+def last_norm_rules(prefix: str, n_embd: int) -> list[Rule]:
+    """Return the rules of the norm behind the last block."""
+    return pair(f"{prefix}post_layernorm", "v.post_ln", (n_embd,))
+
+
+def dropped_head_rules(prefix: str) -> list[Rule]:
+    """Return the rules of SigLIP's pooling head, which no VLM uses."""
+    reason = "SigLIP's pooling head; the language model reads the patches"
+    names = ["probe"]
+    names += [f"attention.in_proj_{kind}" for kind in ("weight", "bias")]
+    for layer in ("attention.out_proj", "layernorm", "mlp.fc1", "mlp.fc2"):
+        names += [f"{layer}.weight", f"{layer}.bias"]
+    return [Drop(source=f"{prefix}head.{name}", reason=reason) for name in names]

@@ -1,0 +1,55 @@
+"""Row transforms that several architectures share, for `rules.Transform`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm_convert.rules import ReadRows
+
+RowTransform = Callable[[ReadRows, int, int], NDArray[np.float32]]
+
+
+def plus_one(read: ReadRows, start: int, stop: int) -> NDArray[np.float32]:
+    """Add 1: norms that are trained around 0 and multiplied by 1 + weight."""
+    return read(start, stop) + np.float32(1)
+
+
+def rotated_rows(n_rows: int, by: int) -> RowTransform:
+    """Return the transform that makes row `by` the first one; the rows before it go to the end."""
+
+    def rows(read: ReadRows, start: int, stop: int) -> NDArray[np.float32]:
+        order = (np.arange(start, stop) + by) % n_rows
+        return gather_rows(read, order)
+
+    return rows
+
+
+def paired_halves(n_head: int, head_dim: int) -> RowTransform:
+    """Return the transform of query and key matrices from transformers' rotary layout to ggml's.
+
+    transformers rotates row i of a head together with row i + head_dim / 2, ggml's `NORM` type
+    with the next one (llama.cpp conversion/llama.py, `permute`).
+    """
+    half = head_dim // 2
+    order = np.arange(n_head * head_dim).reshape(n_head, 2, half).swapaxes(1, 2).reshape(-1)
+    return reordered_rows(order)
+
+
+def reordered_rows(order: NDArray[np.int64]) -> RowTransform:
+    """Return the transform whose row i is row `order[i]` of the source."""
+
+    def rows(read: ReadRows, start: int, stop: int) -> NDArray[np.float32]:
+        return gather_rows(read, order[start:stop])
+
+    return rows
+
+
+def gather_rows(read: ReadRows, order: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return rows in any order; what lies close together is read at once."""
+    low, high = int(order.min()), int(order.max()) + 1
+    if high - low <= 4 * len(order):
+        return read(low, high)[order - low]
+    return np.concatenate([read(int(row), int(row) + 1) for row in order])
