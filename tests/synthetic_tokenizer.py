@@ -44,7 +44,7 @@ def byte_letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
 
 
-def _merges(n_merges: int) -> Iterator[tuple[str, str]]:
+def bpe_merges(n_merges: int) -> Iterator[tuple[str, str]]:
     """Yield merges of known tokens whose results are all different."""
     known = set(byte_letters())
     made: list[str] = []
@@ -71,7 +71,7 @@ def tokenizer_json(n_tokens: int = 300) -> Config:
     """Return tokenizer.json as Qwen's: bytes, merges, then special tokens outside of the model."""
     letters = byte_letters()
     added = [*SPECIAL_TOKENS, *USER_TOKENS]
-    merges = list(_merges(n_tokens - len(letters) - len(added)))
+    merges = list(bpe_merges(n_tokens - len(letters) - len(added)))
     vocabulary = [*letters, *(left + right for left, right in merges)]
     byte_level: Config = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     return {
