@@ -37,6 +37,8 @@ __all__ = [
     "Config",
     "draw",
     "encode",
+    "generation_config",
+    "preprocessor_config",
     "tensor_shapes",
     "tiny_config",
     "tokenizer_json",
@@ -48,6 +50,8 @@ __all__ = [
     "write_weights",
 ]
 Shape = tuple[int, ...]
+# Rows that are looked up, not multiplied.
+_TABLES = ("pos_embed", "position_embedding", "embed_tokens")
 
 
 def tiny_config(
@@ -174,8 +178,17 @@ def _vision_shapes(vision: Config) -> dict[str, Shape]:
     return shapes
 
 
-def draw(name: str, shape: Shape, *, seed: int) -> NDArray[np.float32]:
-    """Return the values of one tensor; they depend on nothing but its name, shape and the seed."""
+def draw(
+    name: str, shape: Shape, *, seed: int, gains: Mapping[str, float] | None = None
+) -> NDArray[np.float32]:
+    """Return the values of one tensor; they depend on nothing but what is given here.
+
+    Args:
+        name: in the checkpoint.
+        shape: of it.
+        seed: of the checkpoint.
+        gains: factors by parts of names.
+    """
     n_values = math.prod(shape)
     stream = np.random.PCG64([seed, zlib.crc32(name.encode())])
     raw = stream.random_raw(n_values).view("<u2").reshape(n_values, 4)
@@ -188,11 +201,14 @@ def draw(name: str, shape: Shape, *, seed: int) -> NDArray[np.float32]:
             values *= 1.5
     elif name.endswith(".bias"):
         values = 0.2 * normal
-    elif "pos_embed" in name or "embed_tokens" in name:
+    elif len(shape) == 2 and any(part in name for part in _TABLES):
         values = normal
     else:
         fan_in = math.prod(shape[1:])
         values = normal * _gain(name) / math.sqrt(fan_in)
+    for part, factor in (gains or {}).items():
+        if part in name:
+            values *= factor
     return values.astype(np.float32).reshape(shape)
 
 
@@ -271,6 +287,35 @@ def write_sparse_weights(folder: Path, config: Config) -> int:
     return offset
 
 
+def preprocessor_config(patch: int) -> Config:
+    """Return preprocessor_config.json of a Qwen-VL model with patches of `patch` pixels."""
+    return {
+        "image_mean": [0.5, 0.45, 0.4],
+        "image_std": [0.5, 0.25, 0.3],
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "merge_size": 2,
+        "patch_size": patch,
+        "temporal_patch_size": 2,
+        "processor_class": "Qwen3VLProcessor",
+        # The runtime's bounds: 8 to 4096 visual tokens of 2 x 2 patches.
+        "size": {
+            "shortest_edge": 8 * (2 * patch) ** 2,
+            "longest_edge": 4096 * (2 * patch) ** 2,
+        },
+    }
+
+
+def generation_config() -> Config:
+    """Return generation_config.json."""
+    return {
+        "do_sample": True,
+        "repetition_penalty": 1.0,
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.8,
+    }
+
+
 def write_checkpoint(
     folder: Path,
     *,
@@ -299,32 +344,7 @@ def write_checkpoint(
     write_json(folder / "config.json", config)
     write_tokenizer(folder, n_tokens=n_tokens)
     patch = config["vision_config"]["patch_size"]
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_mean": [0.5, 0.45, 0.4],
-            "image_std": [0.5, 0.25, 0.3],
-            "image_processor_type": "Qwen2VLImageProcessorFast",
-            "merge_size": 2,
-            "patch_size": patch,
-            "temporal_patch_size": 2,
-            "processor_class": "Qwen3VLProcessor",
-            # The runtime's bounds: 8 to 4096 visual tokens of 2 x 2 patches.
-            "size": {
-                "shortest_edge": 8 * (2 * patch) ** 2,
-                "longest_edge": 4096 * (2 * patch) ** 2,
-            },
-        },
-    )
-    write_json(
-        folder / "generation_config.json",
-        {
-            "do_sample": True,
-            "repetition_penalty": 1.0,
-            "temperature": 0.7,
-            "top_k": 20,
-            "top_p": 0.8,
-        },
-    )
+    write_json(folder / "preprocessor_config.json", preprocessor_config(patch))
+    write_json(folder / "generation_config.json", generation_config())
     write_weights(folder, config, seed=seed, dtype=dtype, shards=shards)
     return config

@@ -1,4 +1,4 @@
-"""Fixtures of the converter's tests: the second golden's checkpoint, a tiny one, and its tricks."""
+"""Fixtures of the converter's tests: the goldens' checkpoints, a tiny one, and its tricks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,14 @@ from tests.synthetic import write_checkpoint
 
 
 @pytest.fixture(scope="session")
-def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden `qwen3_vl`, weights drawn again; never to be written."""
-    return redraw("qwen3_vl", tmp_path_factory.mktemp("golden") / "checkpoint")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A golden's checkpoint by name, weights drawn again; never to be written."""
+
+    @cache
+    def drawn(name: str) -> Path:
+        return redraw(name, tmp_path_factory.mktemp("golden") / "checkpoint")
+
+    return drawn
 
 
 @pytest.fixture(scope="session")

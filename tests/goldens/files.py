@@ -2,7 +2,8 @@
 
 A golden folder holds checkpoint/ (config, tokenizer, templates: everything but weights), then
 weights.json (names, shapes, dtype, seed and shard of every tensor), converter.json (what
-llama.cpp's converter made of it) and reference.npz (what transformers computes with it).
+llama.cpp's converter made of it, where it takes the class) and reference.npz (what transformers
+computes with it). How each is made stands in recipes/.
 `shapes` has converter.json alone: its checkpoint is part of the product.
 """
 
@@ -50,7 +51,13 @@ class Case:
 
 
 def write_weights_file(
-    folder: Path, *, shapes: Mapping[str, tuple[int, ...]], shards: int, dtype: str, seed: int
+    folder: Path,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    shards: int,
+    dtype: str,
+    seed: int,
+    gains: Mapping[str, float],
 ) -> None:
     """Write weights.json: all that is needed to draw the weights again."""
     names = list(shapes)
@@ -58,10 +65,16 @@ def write_weights_file(
         name: [list(shapes[name]), number * shards // len(names) + 1]
         for number, name in enumerate(names)
     }
-    write_json(
-        folder / "weights.json",
-        {"seed": seed, "dtype": dtype, "shards": shards, "tensors": tensors},
-    )
+    document = {
+        "seed": seed,
+        "dtype": dtype,
+        "shards": shards,
+        "gains": dict(gains),
+        "tensors": tensors,
+    }
+    # A line a tensor is small, and still shows what changed.
+    text = json.dumps(document).replace('], "', '],\n"')
+    (folder / "weights.json").write_text(text + "\n", encoding="utf-8")
 
 
 def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
@@ -78,7 +91,14 @@ def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
         write_safetensors(
             folder / file,
             {
-                name: (stored_as, shape, encode(draw(name, shape, seed=weights["seed"]), stored_as))
+                name: (
+                    stored_as,
+                    shape,
+                    encode(
+                        draw(name, shape, seed=weights["seed"], gains=weights.get("gains")),
+                        stored_as,
+                    ),
+                )
                 for name, shape in shapes.items()
             },
         )
@@ -140,3 +160,12 @@ def read_reference(path: Path) -> list[Case]:
         )
         for number, entry in enumerate(described)
     ]
+
+
+def kld_between(cases: list[Case], one: str, other: str) -> float:
+    """Return the KLD between the first tokens of two cases' answers, in nats."""
+    by_name = {case.name: case for case in cases}
+    logprobs = np.zeros((2, by_name[one].top_ids.shape[1]))
+    for row, name in zip(logprobs, (one, other), strict=True):
+        row[by_name[name].top_ids[0]] = by_name[name].top_logprobs[0]
+    return float((np.exp(logprobs[0]) * (logprobs[0] - logprobs[1])).sum())

@@ -1,0 +1,8 @@
+"""One file per golden; this one lists them."""
+
+from __future__ import annotations
+
+from tests.goldens.recipe import Recipe
+from tests.goldens.recipes.qwen3_vl import RECIPE as QWEN3_VL
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (QWEN3_VL,)}
