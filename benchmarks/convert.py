@@ -1,24 +1,26 @@
-"""From a Hugging Face checkpoint to Q4_K_M: edgevlm's one pass beside llama.cpp's three steps.
+"""From a Hugging Face checkpoint to GGUF: edgevlm's one pass beside llama.cpp's steps.
 
     python benchmarks/convert.py --peer-python PYTHON --peer-source LLAMA_CPP [--runs 3]
+                                 [--to Q4_K_M|16-bit] [--shapes qwen3-vl-0.5b smolvlm2-500m ...]
 
 The claim: one pass reads the checkpoint once, writes only the final files, and stays small whatever
-the model's size. Measured on a random checkpoint of 0.5 billion parameters in the Qwen3-VL
-architecture (`random_checkpoint.py`): seconds from start to exit of every process, the largest
-ru_maxrss of any of them, and the bytes that were written.
+the model's size. Measured on random checkpoints of published shapes (`random_checkpoint.py`):
+seconds from start to exit of every process, the largest ru_maxrss of any of them, and the bytes
+written. To Q4_K_M the encoders are the limit, to the 16-bit files the disk is: its bandwidth is
+printed, and the seconds that the bytes alone take on it.
 
-The peer makes the same two files, text model Q4_K_M and projector Q8_0, as llama.cpp's
-tools/quantize/README.md shows it: `convert_hf_to_gguf.py` for the text model (`--outtype auto`:
-BF16) and for the projector (`--mmproj --outtype q8_0`), then llama.cpp's quantizer on all cores:
-`llama-quantize` if one is named, else the same function of the installed llama-cpp-python, called
-in a process of its own. Random vocabularies are not in the converter's list of hashes, so that one
-lookup is answered for it; nothing else of it is touched.
+The peer makes the same two files. To Q4_K_M, as llama.cpp's tools/quantize/README.md shows it:
+`convert_hf_to_gguf.py` for the text model (`--outtype auto`: BF16) and for the projector
+(`--mmproj --outtype q8_0`), then llama.cpp's quantizer on all cores: `llama-quantize` if one is
+named, else the same function of the installed llama-cpp-python, called in a process of its own. To
+16 bits both files with `--outtype auto`. Random vocabularies are not in the converter's list of
+hashes, so that one lookup is answered for it; nothing else of it is touched.
 
 Both sides run in turn, warm cache, outputs deleted and the disk synced between runs. ru_maxrss
 counts mapped pages of a file as memory, as the kernel does; this process stays small because Linux
 counts the parent's memory at the fork to the child.
 
-stderr gets the table, stdout one JSON document.
+stderr gets the tables, stdout one JSON document: a list, one entry a shape.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROBE_BYTES = 512 << 20
+MIN_FREE_BYTES = 40_000_000_000
 CHUNK = 8 << 20
 
 PEER_CONVERT = """
@@ -80,7 +83,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, required=True, help="a Python with torch")
     parser.add_argument("--peer-source", type=Path, required=True, help="llama.cpp, unpacked")
     parser.add_argument("--peer-quantize", type=Path, help="llama-quantize")
-    parser.add_argument("--checkpoint", type=Path, help="made there when it is missing")
+    parser.add_argument("--shapes", nargs="+", default=["qwen3-vl-0.5b"])
+    parser.add_argument("--to", choices=("Q4_K_M", "16-bit"), default="Q4_K_M")
+    parser.add_argument("--checkpoints", type=Path, help="folder, kept; made when it is missing")
     parser.add_argument("--work", type=Path, help="folder for the outputs")
     parser.add_argument("--runs", type=int, default=3)
     return parser.parse_args()
@@ -88,51 +93,68 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    with tempfile.TemporaryDirectory(dir=args.work, prefix="edgevlm-convert-") as name:
-        work = Path(name)
-        checkpoint: Path = args.checkpoint or work / "checkpoint"
-        make_checkpoint(checkpoint)
-        disk = disk_bandwidth(work)
-        say(
-            f"disk: {disk['write_mb_per_s']:.0f} MB/s written and synced, "
-            f"{disk['cached_read_mb_per_s']:.0f} MB/s read from the cache"
+    documents: list[dict[str, object]] = []
+    for shape in args.shapes:
+        with tempfile.TemporaryDirectory(dir=args.work, prefix="edgevlm-convert-") as name:
+            documents.append(compare(args, shape, Path(name)))
+    print(json.dumps(documents, indent=1))
+
+
+def compare(args: argparse.Namespace, shape: str, work: Path) -> dict[str, object]:
+    free = shutil.disk_usage(work).free
+    if free < MIN_FREE_BYTES:
+        sys.exit(
+            f"error: {free / 1e9:.0f} GB are free in {work}, {MIN_FREE_BYTES / 1e9:.0f} needed"
         )
-        ours: list[Run] = []
-        peer: list[Run] = []
-        hashes: dict[str, list[str]] = {}
-        for index in range(args.runs):
-            for side, runs, steps in (
-                ("edgevlm", ours, our_steps(checkpoint, work / "out")),
-                ("llama.cpp", peer, peer_steps(args, checkpoint, work / "out")),
-            ):
-                runs.append(measure(steps, work / "out", checkpoint))
-                hashes.setdefault(side, []).append(final_hash(work / "out"))
-                say(f"run {index + 1} {side}: {runs[-1].seconds:.2f} s")
-                shutil.rmtree(work / "out")
-        document = report(args, checkpoint, disk, ours, peer)
+    checkpoint = (args.checkpoints or work) / shape
+    make_checkpoint(checkpoint, shape)
+    disk = disk_bandwidth(work)
+    say(
+        f"{shape} to {args.to}; disk: {disk['write_mb_per_s']:.0f} MB/s written and synced, "
+        f"{disk['cached_read_mb_per_s']:.0f} MB/s read from the cache"
+    )
+    ours: list[Run] = []
+    peer: list[Run] = []
+    hashes: dict[str, list[str]] = {}
+    for index in range(args.runs):
+        for side, runs, steps in (
+            ("edgevlm", ours, our_steps(args, checkpoint, work / "out")),
+            ("llama.cpp", peer, peer_steps(args, checkpoint, work / "out")),
+        ):
+            runs.append(measure(steps, work / "out", checkpoint))
+            hashes.setdefault(side, []).append(final_hash(work / "out"))
+            say(f"run {index + 1} {side}: {runs[-1].seconds:.2f} s")
+            shutil.rmtree(work / "out")
     if any(len(set(values)) != 1 for values in hashes.values()):
         sys.exit("error: two runs of one side wrote different bytes")
-    print_table(document, ours, peer)
-    print(json.dumps(document, indent=1))
+    document = {"shape": shape, "to": args.to, **report(args, checkpoint, disk, ours, peer)}
+    print_table(disk, ours, peer)
+    return document
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, shape: str) -> None:
     """Build it in a process of its own: this one must stay small."""
     if not (folder / "model.safetensors").exists():
         say(f"making a random checkpoint in {folder}")
         command = [sys.executable, str(HERE / "random_checkpoint.py"), str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--shape", shape], check=True, stdout=subprocess.DEVNULL)
 
 
-def our_steps(checkpoint: Path, out: Path) -> dict[str, list[str]]:
+def our_steps(args: argparse.Namespace, checkpoint: Path, out: Path) -> dict[str, list[str]]:
     command = [sys.executable, "-m", "edgevlm", "convert", str(checkpoint), "--out", str(out)]
-    return {"convert --level Q4_K_M": [*command, "--level", "Q4_K_M", "--name", "m", "--quiet"]}
+    command += ["--name", "m", "--quiet"]
+    return {"convert": [*command, "--level", args.to] if args.to != "16-bit" else command}
 
 
 def peer_steps(args: argparse.Namespace, checkpoint: Path, out: Path) -> dict[str, list[str]]:
     convert = [str(args.peer_python), "-c", PEER_CONVERT, str(args.peer_source), str(checkpoint)]
     text, final, threads = str(out / "text.gguf"), str(out / "m-Q4_K_M.gguf"), str(os.cpu_count())
     projector = str(out / "mmproj.gguf")
+    if args.to == "16-bit":
+        return {
+            "convert text": [*convert, "--outfile", text, "--outtype", "auto"],
+            "convert mmproj": [*convert, "--outfile", projector, "--mmproj", "--outtype", "auto"],
+        }
     if args.peer_quantize:
         quantize = [str(args.peer_quantize), text, final, "Q4_K_M", threads]
     else:
@@ -271,7 +293,7 @@ def machine() -> dict[str, object]:
     }
 
 
-def print_table(document: dict[str, object], ours: list[Run], peer: list[Run]) -> None:
+def print_table(disk: dict[str, float], ours: list[Run], peer: list[Run]) -> None:
     say(f"{'':24}{'edgevlm':>12}{'llama.cpp':>12}{'ratio':>8}")
     rows = (
         ("seconds (median)", lambda run: run.seconds, statistics.median, ".2f"),
@@ -282,6 +304,8 @@ def print_table(document: dict[str, object], ours: list[Run], peer: list[Run]) -
     for label, value, summary, form in rows:
         left, right = (summary([value(run) for run in runs]) for runs in (ours, peer))
         say(f"{label:24}{left:12{form}}{right:12{form}}{right / left:8.2f}")
+    alone = ours[0].bytes_written / 1e6 / disk["write_mb_per_s"]
+    say(f"{'disk alone, seconds':24}{alone:12.2f}")
     for name in peer[0].step_seconds:
         seconds = statistics.median(run.step_seconds[name] for run in peer)
         say(f"  llama.cpp {name:14}{'':12}{seconds:12.2f}")

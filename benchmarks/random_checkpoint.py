@@ -1,11 +1,11 @@
-"""A random Qwen3-VL checkpoint of a given size, for benchmarks: real shapes, meaningless weights.
+"""A random checkpoint of a published model's shape, for benchmarks: the weights mean nothing.
 
-    python benchmarks/random_checkpoint.py FOLDER [--layers 22] [--hidden 960] ...
+    python benchmarks/random_checkpoint.py FOLDER [--shape qwen3-vl-0.5b]
 
-The defaults have 0.5 billion parameters: a text model of SmolLM2-360M's width (960, 15 heads of 64)
-with Qwen3-VL's own size of vocabulary (151,936) and 22 layers, and a vision tower of SigLIP-base's
-shape (12 layers of 768). The tokenizer is a byte-level BPE with the qwen2 pre-tokenizer and as many
-random merges as the vocabulary has room for.
+Shapes: `qwen3-vl-0.5b` (Qwen3-VL's architecture and vocabulary with SmolLM2-360M's width and
+SigLIP-base's tower: 0.5 billion parameters), `smolvlm2-500m`, `qwen3-vl-2b`, `gemma-3-4b`. Tensor
+names and shapes are those that our converter asks for, under the prefixes of the published files:
+llama.cpp's converter takes them too. Vocabularies have the published size and made-up merges.
 """
 
 from __future__ import annotations
@@ -14,154 +14,241 @@ import argparse
 import json
 import math
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-# The qwen2 pre-tokenizer's own split.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from edgevlm_convert.config import Section
+from edgevlm_convert.families import find_family, find_text_model
+from edgevlm_convert.family import Source
+from edgevlm_convert.prefixes import Prefixes
+
+from tests.synthetic_tokenizer import write_tokenizer
+from tests.tokenizers.byte_level import write_tokenizer_smollm
+from tests.tokenizers.gemma import write_tokenizer_gemma
+
 CHUNK = 1 << 22
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--hidden", type=int, default=960)
-    parser.add_argument("--ffn", type=int, default=2560)
-    parser.add_argument("--heads", type=int, default=15)
-    parser.add_argument("--kv-heads", type=int, default=5)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--vision-layers", type=int, default=12)
-    parser.add_argument("--vision-hidden", type=int, default=768)
-    parser.add_argument("--vision-ffn", type=int, default=3072)
-    parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A published model's shape.
+
+    Attributes:
+        config: config.json.
+        preprocessor: preprocessor_config.json.
+        prefixes: of the published files.
+        n_tokens: of the tokenizer; the embedding may have more rows.
+        write_tokenizer: writes the tokenizer's files.
+    """
+
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    prefixes: Prefixes
+    n_tokens: int
+    write_tokenizer: Callable[..., object]
 
 
-def config(args: argparse.Namespace) -> dict[str, object]:
-    # Sections of the rotary embedding: half a head's dimensions over time, height and width.
-    side = args.head_dim // 2 // 3
-    return {
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+QWEN_PREFIXES = Prefixes(
+    text="model.language_model.", vision="model.visual.", projector="model.visual."
+)
+
+
+def qwen3_vl(text: Mapping[str, Any], vision: Mapping[str, Any]) -> Shape:
+    """Return a Qwen3-VL shape; its sections share what is the same at all sizes."""
+    head_dim = text["head_dim"]
+    side = head_dim // 2 // 3
+    config = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
         "dtype": "bfloat16",
         "tie_word_embeddings": True,
-        "image_token_id": 5,
-        "video_token_id": 6,
-        "vision_start_token_id": 3,
-        "vision_end_token_id": 4,
+        "image_token_id": 151_934,
+        "video_token_id": 151_935,
         "text_config": {
             "model_type": "qwen3_vl_text",
             "attention_bias": False,
-            "dtype": "bfloat16",
-            "head_dim": args.head_dim,
             "hidden_act": "silu",
-            "hidden_size": args.hidden,
-            "intermediate_size": args.ffn,
             "max_position_embeddings": 8192,
-            "num_attention_heads": args.heads,
-            "num_hidden_layers": args.layers,
-            "num_key_value_heads": args.kv_heads,
             "rms_norm_eps": 1e-06,
             "rope_parameters": {
                 "mrope_interleaved": True,
-                "mrope_section": [args.head_dim // 2 - 2 * side, side, side],
+                "mrope_section": [head_dim // 2 - 2 * side, side, side],
                 "rope_theta": 5_000_000.0,
                 "rope_type": "default",
             },
-            "vocab_size": args.vocabulary,
+            "vocab_size": 151_936,
+            **text,
         },
         "vision_config": {
             "model_type": "qwen3_vl_vision",
-            "deepstack_visual_indexes": [args.vision_layers * part // 4 - 1 for part in (1, 2, 3)],
-            "depth": args.vision_layers,
-            "dtype": "bfloat16",
+            "deepstack_visual_indexes": [vision["depth"] * part // 4 - 1 for part in (1, 2, 3)],
             "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": args.vision_hidden,
             "in_channels": 3,
-            "intermediate_size": args.vision_ffn,
-            "num_heads": args.vision_hidden // 64,
             "num_position_embeddings": 2304,
-            "out_hidden_size": args.hidden,
+            "out_hidden_size": text["hidden_size"],
             "patch_size": 16,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
+            **vision,
         },
+    }
+    preprocessor = {
+        **HALF,
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "patch_size": 16,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216},
+    }
+    return Shape(
+        config=config,
+        preprocessor=preprocessor,
+        prefixes=QWEN_PREFIXES,
+        n_tokens=151_936,
+        write_tokenizer=write_tokenizer,
+    )
+
+
+def sizes(
+    hidden: int, layers: int, ffn: int, heads: int, kv_heads: int, head_dim: int
+) -> dict[str, int]:
+    """Return the keys of a text model's sizes."""
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
     }
 
 
-def tensors(args: argparse.Namespace) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, head = args.hidden, args.head_dim
-    text = "model.language_model."
-    yield f"{text}embed_tokens.weight", (args.vocabulary, hidden)
-    yield f"{text}norm.weight", (hidden,)
-    for index in range(args.layers):
-        layer = f"{text}layers.{index}."
-        yield f"{layer}input_layernorm.weight", (hidden,)
-        yield f"{layer}post_attention_layernorm.weight", (hidden,)
-        yield f"{layer}self_attn.q_norm.weight", (head,)
-        yield f"{layer}self_attn.k_norm.weight", (head,)
-        yield f"{layer}self_attn.q_proj.weight", (args.heads * head, hidden)
-        yield f"{layer}self_attn.k_proj.weight", (args.kv_heads * head, hidden)
-        yield f"{layer}self_attn.v_proj.weight", (args.kv_heads * head, hidden)
-        yield f"{layer}self_attn.o_proj.weight", (hidden, args.heads * head)
-        yield f"{layer}mlp.gate_proj.weight", (args.ffn, hidden)
-        yield f"{layer}mlp.up_proj.weight", (args.ffn, hidden)
-        yield f"{layer}mlp.down_proj.weight", (hidden, args.ffn)
-    yield from vision_tensors(args)
+def tower(hidden: int, depth: int, ffn: int, heads: int) -> dict[str, int]:
+    """Return the keys of a Qwen tower's sizes."""
+    return {"hidden_size": hidden, "depth": depth, "intermediate_size": ffn, "num_heads": heads}
 
 
-def vision_tensors(args: argparse.Namespace) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, ffn, merged = args.vision_hidden, args.vision_ffn, 4 * args.vision_hidden
-    visual = "model.visual."
-    yield f"{visual}patch_embed.proj.weight", (hidden, 3, 2, 16, 16)
-    yield f"{visual}patch_embed.proj.bias", (hidden,)
-    yield f"{visual}pos_embed.weight", (2304, hidden)
-    for index in range(args.vision_layers):
-        block = f"{visual}blocks.{index}."
-        for norm in ("norm1", "norm2"):
-            yield f"{block}{norm}.weight", (hidden,)
-            yield f"{block}{norm}.bias", (hidden,)
-        yield from linear(f"{block}attn.qkv", 3 * hidden, hidden)
-        yield from linear(f"{block}attn.proj", hidden, hidden)
-        yield from linear(f"{block}mlp.linear_fc1", ffn, hidden)
-        yield from linear(f"{block}mlp.linear_fc2", hidden, ffn)
-    mergers = [("merger", hidden), *((f"deepstack_merger_list.{i}", merged) for i in range(3))]
-    for name, norm_size in mergers:
-        yield f"{visual}{name}.norm.weight", (norm_size,)
-        yield f"{visual}{name}.norm.bias", (norm_size,)
-        yield from linear(f"{visual}{name}.linear_fc1", merged, merged)
-        yield from linear(f"{visual}{name}.linear_fc2", args.hidden, merged)
+SMOLVLM2_500M = Shape(
+    config={
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": "smolvlm",
+        "dtype": "bfloat16",
+        "image_token_id": 49_190,
+        "scale_factor": 4,
+        "tie_word_embeddings": False,
+        "text_config": {
+            "architectures": ["VLlama3ForCausalLM"],
+            "model_type": "llama",
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 100_000.0,
+            "vocab_size": 49_280,
+            **sizes(960, 32, 2560, 15, 5, 64),
+        },
+        "vision_config": {
+            "model_type": "smolvlm_vision",
+            "hidden_size": 768,
+            "image_size": 512,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+        },
+    },
+    preprocessor={
+        **HALF,
+        "image_processor_type": "SmolVLMImageProcessor",
+        "do_image_splitting": True,
+        "size": {"longest_edge": 2048},
+        "max_image_size": {"longest_edge": 512},
+    },
+    prefixes=Prefixes(
+        text="model.text_model.", vision="model.vision_model.", projector="model.connector."
+    ),
+    n_tokens=49_280,
+    write_tokenizer=write_tokenizer_smollm,
+)
+GEMMA_3_4B = Shape(
+    config={
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "dtype": "bfloat16",
+        "image_token_index": 262_144,
+        "mm_tokens_per_image": 256,
+        "text_config": {
+            "model_type": "gemma3_text",
+            "max_position_embeddings": 131_072,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+            "vocab_size": 262_208,
+            **sizes(2560, 34, 10_240, 8, 4, 256),
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "image_size": 896,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    },
+    preprocessor={
+        **HALF,
+        "image_processor_type": "Gemma3ImageProcessor",
+        "image_seq_length": 256,
+        "size": {"height": 896, "width": 896},
+    },
+    prefixes=Prefixes(
+        text="language_model.model.",
+        head="language_model.lm_head.",
+        vision="vision_tower.vision_model.",
+        projector="multi_modal_projector.",
+    ),
+    n_tokens=262_145,
+    write_tokenizer=write_tokenizer_gemma,
+)
+SHAPES: Mapping[str, Shape] = {
+    "qwen3-vl-0.5b": qwen3_vl(sizes(960, 22, 2560, 15, 5, 64), tower(768, 12, 3072, 12)),
+    "smolvlm2-500m": SMOLVLM2_500M,
+    "qwen3-vl-2b": qwen3_vl(sizes(2048, 28, 6144, 16, 8, 128), tower(1024, 24, 4096, 16)),
+    "gemma-3-4b": GEMMA_3_4B,
+}
 
 
-def linear(name: str, rows: int, columns: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (rows, columns)
-    yield f"{name}.bias", (rows,)
+def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that the converter asks for, by name."""
+    config = Section(shape.config, file="config.json")
+    family = find_family(config)
+    architecture, text = find_text_model(family, config)
+    source = Source(
+        config=config,
+        text=text,
+        preprocessor=Section(shape.preprocessor, file="preprocessor_config.json"),
+        prefixes=shape.prefixes,
+    )
+    parts = architecture.build(source), family.projector.build(source)
+    return {
+        name: wanted
+        for part in parts
+        for rule in part.rules
+        if rule.required
+        for name, wanted in rule.shapes.items()
+        if wanted is not None
+    }
 
 
-def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Write BF16 weights of deviation 0.02."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -182,86 +269,26 @@ def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> 
                 left -= count
 
 
-def byte_characters() -> list[str]:
-    """The 256 characters by which byte-level BPE writes bytes (the table of GPT-2)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (chr(256 + index) for index in range(256 - len(printable)))
-    return [chr(byte) if byte in set(printable) else next(others) for byte in range(256)]
-
-
-def tokenizer(vocabulary: int, seed: int) -> dict[str, object]:
-    ids = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *byte_characters()))}
-    tokens = list(ids)[len(SPECIAL_TOKENS) :]
-    random = np.random.default_rng(seed)
-    merges: list[tuple[str, str]] = []
-    while len(ids) < vocabulary:
-        left, right = (tokens[index] for index in random.integers(len(tokens), size=2))
-        if left + right not in ids and len(left + right) <= 12:
-            ids[left + right] = len(ids)
-            tokens.append(left + right)
-            merges.append((left, right))
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated"}
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, **dict.fromkeys(flags, False), "special": True}
-            for i, token in enumerate(SPECIAL_TOKENS)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{**split, "invert": False}, {**byte_level, "use_regex": False}],
-        },
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": merges,
-        },
-    }
-
-
 def main() -> None:
-    args = arguments()
-    folder: Path = args.folder
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-vl-0.5b")
+    args = parser.parse_args()
+    shape, folder = SHAPES[args.shape], Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    documents: dict[str, object] = {
-        "config.json": config(args),
-        "tokenizer.json": tokenizer(args.vocabulary, args.seed),
-        "tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "chat_template": CHAT_TEMPLATE,
-        },
-        "generation_config.json": {"eos_token_id": 2, "pad_token_id": 0},
-        "preprocessor_config.json": {
-            "image_processor_type": "Qwen2VLImageProcessorFast",
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "patch_size": 16,
-            "merge_size": 2,
-            "temporal_patch_size": 2,
-            "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216},
-        },
+    shape.write_tokenizer(folder, n_tokens=shape.n_tokens)
+    documents = {
+        "config.json": shape.config,
+        "preprocessor_config.json": shape.preprocessor,
+        "generation_config.json": {"do_sample": False},
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document), encoding="utf-8")
-    shapes = dict(tensors(args))
-    write_weights(folder / "model.safetensors", shapes, args.seed)
-    print(sum(math.prod(shape) for shape in shapes.values()))
+    shapes = tensors(shape)
+    write_weights(folder / "model.safetensors", shapes, seed=1)
+    print(sum(math.prod(sizes) for sizes in shapes.values()))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Recipe:
         mended: tensors of our files that differ from llama.cpp's on purpose, and why.
         mended_keys: metadata keys that do, and why.
         unreachable: the KLD that this runtime reaches where it cannot reach the bound; 0: it can.
+        free_numbers: whole numbers of config.json that no shape of this family depends on.
         dtype, shards, seed: of the weights.
         gains: factors by parts of tensor names, so that the image is heard in the answer.
     """
@@ -69,6 +70,7 @@ class Recipe:
     mended: Mapping[str, str] = field(default_factory=dict[str, str])
     mended_keys: Mapping[str, str] = field(default_factory=dict[str, str])
     unreachable: float = 0.0
+    free_numbers: tuple[str, ...] = ()
     dtype: str = "BF16"
     shards: int = 1
     seed: int = 20261125

@@ -52,6 +52,7 @@ RECIPE = Recipe(
     image_token=_CONFIG["image_token_id"],
     prepare=qwen_inputs,
     arguments=image_kinds,
+    free_numbers=("num_heads", "deepstack_visual_indexes"),
     shards=3,
     seed=20261123,
     mutations={
