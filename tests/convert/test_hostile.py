@@ -60,7 +60,7 @@ FOLDERS: list[tuple[str, Break, str]] = [
     ("shard without index", _shard_without_index, "neither model.safetensors nor"),
     ("weights are a pipe", _fifo(WEIGHTS), "is not a regular file"),
     ("config is a pipe", _fifo("config.json"), "is not a regular file"),
-    ("no tokenizer", _remove("tokenizer.json"), "has no tokenizer.json"),
+    ("no tokenizer", _remove("tokenizer.json"), "neither tokenizer.json nor"),
     ("no preprocessor", _remove("preprocessor_config.json"), "no preprocessor_config.json"),
     ("config is no JSON", _write("config.json", b"{oops"), "is not valid JSON"),
     ("config is empty", _write("config.json", b""), "is not valid JSON"),

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from edgevlm_convert import plan_conversion
 from edgevlm_convert.metadata import TypedValue
-from edgevlm_convert.pretokenizer import recognise_pre_tokenizer
-from edgevlm_convert.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from edgevlm_convert.vocabulary.pre_tokenizers import recognise_pre_tokenizer
+from edgevlm_convert.vocabulary.rows import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 from edgevlm.errors import CheckpointError, ConversionError, EdgeVLMError
 from tests.convert.tricks import EditJson, Header
@@ -180,7 +180,7 @@ KNOWN: dict[str, Any] = {
 }
 UNKNOWN: dict[str, Any] = {
     "none": None,
-    "another expression": _steps(lambda s: s[0]["pattern"].update(Regex=r"\p{N}{1,3}")),
+    "another expression": _steps(lambda s: s[0]["pattern"].update(Regex=r"\p{N}{1,4}")),
     "a plain string": _steps(lambda s: s[0].update(pattern={"String": " "})),
     "another behavior": _steps(lambda s: s[0].update(behavior="Removed")),
     "inverted": _steps(lambda s: s[0].update(invert=True)),
@@ -195,7 +195,7 @@ UNKNOWN: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_qwen2_pre_tokenizer_is_known_by_its_structure(name: str) -> None:
-    assert recognise_pre_tokenizer(KNOWN[name]) == "qwen2"
+    assert recognise_pre_tokenizer(KNOWN[name]).name == "qwen2"
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -203,7 +203,7 @@ def test_any_other_structure_is_shown_beside_the_nearest(name: str) -> None:
     with pytest.raises(ConversionError) as caught:
         recognise_pre_tokenizer(UNKNOWN[name])
     assert caught.value.message.startswith("unknown pre-tokenizer: ")
-    assert "nearest known one is qwen2: Split regex=" in caught.value.hint
+    assert "the nearest known one is " in caught.value.hint
 
 
 # --- what cannot be carried over ------------------------------------------------------------------
@@ -231,13 +231,12 @@ def _without_added(content: str) -> Change:
 
 
 REFUSED: list[tuple[str, Change, str]] = [
-    ("unigram", _model(type="Unigram"), "not byte-level BPE"),
+    ("unigram", _model(type="Unigram"), "neither byte-level BPE nor SentencePiece BPE"),
     ("no model", lambda t: t.pop("model"), "`model` is missing"),
-    ("another decoder", lambda t: t.update(decoder={"type": "Metaspace"}), "not byte-level BPE"),
+    ("another decoder", lambda t: t.update(decoder={"type": "Metaspace"}), "neither byte-level"),
     ("byte fallback", _model(byte_fallback=True), "`model.byte_fallback`"),
     ("dropout", _model(dropout=0.1), "`model.dropout`"),
-    ("unknown token", _model(unk_token="<unk>"), "`model.unk_token`"),
-    ("ignored merges", _model(ignore_merges=True), "`model.ignore_merges`"),
+    ("ignored merges", _model(ignore_merges=True), "(`ignore_merges`)"),
     ("word suffix", _model(end_of_word_suffix="</w>"), "`model.end_of_word_suffix`"),
     ("normalizer", lambda t: t.update(normalizer={"type": "Lowercase"}), "normalizer `Lowercase`"),
     (

@@ -1,6 +1,6 @@
 """Llama's SentencePiece BPE, as LLaVA-1.5 and LLaVA-NeXT over Mistral have it.
 
-    write_tokenizer_llava(folder)          # `<image>` 298, `<pad>` 299; "USER: <image> ... ASSISTANT:"
+    write_tokenizer_llava(folder)          # `<image>` 298, `<pad>` 299; "USER: <image> ..."
     write_tokenizer_llava_mistral(folder)  # the same pieces; "[INST] <image> ... [/INST]"
 
 Embeddings are padded beyond the tokens (LLaVA-1.5: 32064 rows for 32002 tokens). `text_config` is

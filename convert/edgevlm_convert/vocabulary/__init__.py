@@ -1,0 +1,1 @@
+"""The parts of a vocabulary: files read, tokens added, and the kinds that llama.cpp tokenizes."""

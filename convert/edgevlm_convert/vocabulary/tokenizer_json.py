@@ -1,0 +1,195 @@
+"""tokenizer.json, read in pieces: its vocabulary and merges are never in memory as a whole.
+
+Gemma 3's file has 33 MB and half a million merges. Everything but `model.vocab` and `model.merges`
+is parsed at once; those two are cut out first, and parsed a piece at a time when asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, cast
+
+from edgevlm.errors import CheckpointError
+from edgevlm.files import human_bytes
+from edgevlm_convert.config import Section
+from edgevlm_convert.json_file import DAMAGED_HINT, check_regular_file, parse_json_object, quoted
+
+FILE = "tokenizer.json"
+_MAX_BYTES = 64_000_000
+_PIECE_BYTES = 1 << 18
+# Possessive: an unfinished string of a hostile file costs one pass and no memory.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_TOKEN = re.compile(_STRING + rb'|["\[\]{}]', re.DOTALL)
+# In the list of merges a whole pair is one step.
+_PAIR = re.compile(
+    rb"\[[^\[\]{}\"]*+(?:" + _STRING + rb"[^\[\]{}\"]*+){0,3}+\]|" + _TOKEN.pattern, re.DOTALL
+)
+_COLON = re.compile(rb"\s*:")
+_MODEL: Final = b'"model"'
+_CUT: Final = (b'"vocab"', b'"merges"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerJson:
+    """A tokenizer.json that was opened.
+
+    Attributes:
+        document: all of it; `model.vocab` and `model.merges` are null where they were cut out.
+    """
+
+    document: Section
+    _raw: bytes
+    _pieces: dict[bytes, list[tuple[int, int]]]
+
+    @property
+    def model(self) -> Section:
+        """Type and options of the model."""
+        return self.document.section("model")
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return ids by token: whole numbers from 0, no id and no token twice.
+
+        Raises:
+            CheckpointError: it is missing, or holds anything else.
+        """
+        ids: dict[str, int] = {}
+        for piece in self._of(b'"vocab"', "an object of tokens and ids"):
+            found = parse_json_object(b"{" + piece + b"}", where=f"{FILE}: `model.vocab`")
+            n_before = len(ids)
+            for token, number in found.items():
+                if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                    raise CheckpointError(
+                        f"{FILE}: token {quoted(token)} has the id {quoted(str(number)[:40])}",
+                        hint=DAMAGED_HINT,
+                    )
+                ids[token] = number
+            if len(ids) != n_before + len(found):
+                raise CheckpointError(f"{FILE}: a token is there twice", hint=DAMAGED_HINT)
+        if not ids:
+            self.model.fail("vocab", "an object of tokens and ids")
+        if len(set(ids.values())) != len(ids):
+            raise CheckpointError(f"{FILE}: two tokens have the same id", hint=DAMAGED_HINT)
+        return ids
+
+    def merges(self) -> Iterator[tuple[str, str]]:
+        """Yield both parts of every merge, in order.
+
+        Raises:
+            CheckpointError: they are missing, or one is not two tokens.
+        """
+        for piece in self._of(b'"merges"', "a list of merges"):
+            found = parse_json_object(
+                b'{"merges":[' + piece + b"]}", where=f"{FILE}: `model.merges`"
+            )
+            for entry in cast(list[object], found["merges"]):
+                yield _pair(entry)
+
+    def _of(self, key: bytes, expected: str) -> Iterator[bytes]:
+        """Yield the pieces of one value, their commas cut off."""
+        if key not in self._pieces:
+            self.model.fail(key.decode().strip('"'), expected)
+        opening = b"{" if key == _CUT[0] else b"["
+        pieces = self._pieces[key]
+        if self._raw[pieces[0][0] - 1 : pieces[0][0]] != opening:
+            self.model.fail(key.decode().strip('"'), expected)
+        for number, (start, stop) in enumerate(pieces, 1):
+            piece = self._raw[start:stop].rstrip()
+            if number < len(pieces):
+                if not piece.endswith(b","):
+                    _not_json()
+                piece = piece[:-1]
+            yield piece
+
+
+def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
+    """Return the folder's tokenizer.json, None when there is none.
+
+    Raises:
+        CheckpointError: unreadable, larger than 64 MB, or not one JSON object.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    size = check_regular_file(path)
+    if size > _MAX_BYTES:
+        raise CheckpointError(
+            f"`{path}` has {human_bytes(size)}, more than the {human_bytes(_MAX_BYTES)} allowed",
+            hint=DAMAGED_HINT,
+        )
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}") from error
+    pieces = _cut(raw)
+    skeleton: list[bytes] = []
+    position = 0
+    for parts in sorted(pieces.values()):
+        # With its brackets, which are one byte each.
+        skeleton += [raw[position : parts[0][0] - 1], b"null"]
+        position = parts[-1][1] + 1
+    skeleton.append(raw[position:])
+    document = parse_json_object(b"".join(skeleton), where=f"`{path}`")
+    return TokenizerJson(document=Section(document, file=FILE), _raw=raw, _pieces=pieces)
+
+
+def _cut(raw: bytes) -> dict[bytes, list[tuple[int, int]]]:
+    """Return where `model.vocab` and `model.merges` lie, without their brackets, in pieces."""
+    found: dict[bytes, list[tuple[int, int]]] = {}
+    depth, position, key = 0, 0, b""
+    in_model = False
+    while match := _TOKEN.search(raw, position):
+        position = match.end()
+        token = match[0]
+        if token[0:1] == b'"':
+            if len(token) == 1:
+                _not_json()
+            if depth <= 2 and _COLON.match(raw, position):
+                key = token
+        elif token in b"{[":
+            if depth == 2 and in_model and key in _CUT and key not in found:
+                found[key], position = _pieces(raw, position)
+                continue
+            in_model = in_model if depth != 1 else key == _MODEL
+            depth += 1
+        else:
+            depth -= 1
+    return found
+
+
+def _pieces(raw: bytes, start: int) -> tuple[list[tuple[int, int]], int]:
+    """Return the pieces of a list or object that opens before `start`, and where it is over."""
+    pieces: list[tuple[int, int]] = []
+    depth, position = 0, start
+    while match := _PAIR.search(raw, position):
+        position = match.end()
+        token = raw[match.start()]
+        if depth == 0 and match.start() - start > _PIECE_BYTES and token in b'"[':
+            # Before a key, or before a merge: after the comma.
+            pieces.append((start, match.start()))
+            start = match.start()
+        if position - match.start() > 1:
+            continue
+        if token == ord('"'):
+            _not_json()
+        depth += 1 if token in b"{[" else -1
+        if depth < 0:
+            return [*pieces, (start, match.start())], position
+    _not_json()
+
+
+def _not_json() -> NoReturn:
+    raise CheckpointError(f"{FILE} is not valid JSON", hint=DAMAGED_HINT)
+
+
+def _pair(value: object) -> tuple[str, str]:
+    # Until transformers 4.44 a merge was one string.
+    parts = value.split(" ") if isinstance(value, str) else value
+    items: Sequence[object] = cast(list[object], parts) if isinstance(parts, list) else ()
+    if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], str):
+        return items[0], items[1]
+    raise CheckpointError(
+        f"{FILE}: {quoted(str(value)[:80])} is not a merge of two tokens", hint=DAMAGED_HINT
+    )
