@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import ImageError, ModelLoadError
 from edgevlm.native.devices import offload_handles
+from edgevlm.native.graph_input import GraphInput, InputObserver
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
 from edgevlm.native.text_model import TextModel
@@ -92,20 +93,25 @@ class EncodedImage:
         tiles: embeddings per encode, each [n_tokens, n_embd_inp] float32.
         preprocess_ms: resizing, cutting and normalising.
         encode_ms: vision tower and projector.
+        graph_input: what the vision tower was given; None unless the projector observes it.
     """
 
     tiles: tuple[NDArray[np.float32], ...]
     preprocess_ms: float
     encode_ms: float
+    graph_input: GraphInput | None = None
 
 
 class Projector:
     """An open mmproj. Made by `open_projector`."""
 
-    def __init__(self, handle: int, model: TextModel) -> None:
+    def __init__(
+        self, handle: int, model: TextModel, observer: InputObserver | None = None
+    ) -> None:
         self._c: Any = load_library().mtmd
         self._handle = handle
         self._model = model
+        self._observer = observer
 
     def tokenize(
         self, parts: Sequence[TextPart | BitmapPart], *, add_special: bool = False
@@ -137,6 +143,8 @@ class Projector:
         started = time.perf_counter()
         with self._chunks([part], False) as chunks:
             preprocess_ms = (time.perf_counter() - started) * 1e3
+            if self._observer:
+                self._observer.start()
             started = time.perf_counter()
             tiles = tuple(
                 self._encode_chunk(chunk)
@@ -144,7 +152,12 @@ class Projector:
                 if self._c.mtmd_input_chunk_get_type(chunk) == _IMAGE
             )
             encode_ms = (time.perf_counter() - started) * 1e3
-        return EncodedImage(tiles=tiles, preprocess_ms=preprocess_ms, encode_ms=encode_ms)
+        return EncodedImage(
+            tiles=tiles,
+            preprocess_ms=preprocess_ms,
+            encode_ms=encode_ms,
+            graph_input=self._observer.seen() if self._observer else None,
+        )
 
     @contextmanager
     def _chunks(
@@ -218,7 +231,8 @@ class Projector:
 
     def _encode_chunk(self, chunk: int) -> NDArray[np.float32]:
         c = self._c
-        with complaints() as lines:
+        observed = self._observer.one_graph() if self._observer else nullcontext()
+        with complaints() as lines, observed:
             status = c.mtmd_encode_chunk(self._handle, chunk)
         if status:
             raise ImageError(f"llama.cpp failed to encode the image{because(lines)}")
@@ -242,8 +256,11 @@ def open_projector(
     n_threads: int,
     device: str = "auto",
     flash_attention: Literal["auto", "on", "off"] = "auto",
+    observe: bool = False,
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
+
+    With `observe`, each encoded image comes with the pixels that the vision tower was given.
 
     Raises:
         ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
@@ -259,6 +276,9 @@ def open_projector(
     # A warm-up would encode a picture of the largest size first: seconds on a small machine.
     params.warmup = False
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
+    observer = InputObserver() if observe else None
+    if observer:
+        observer.install(params)
     with complaints() as lines:
         handle = c.mtmd_init_from_file(str(path).encode(), model.handle, params)
 
@@ -269,4 +289,4 @@ def open_projector(
         )
 
     with owned(handle, c.mtmd_free, error=error) as context:
-        yield Projector(context, model)
+        yield Projector(context, model, observer)

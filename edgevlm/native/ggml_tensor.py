@@ -1,0 +1,123 @@
+"""Read a `ggml_tensor` in a callback of ggml: name, sources, values.
+
+Layout: struct ggml_tensor of ggml.h, ggml 0.25.3. Nothing in its interface tells where a field
+stands, so a tensor that we make ourselves is read back before any other is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.native.library import load_library
+
+_F32 = 0  # enum ggml_type
+_N_DIMENSIONS, _N_SOURCES, _N_NAME = 4, 10, 64
+# sizeof(ggml_object) + sizeof(ggml_tensor), which `ggml_tensor_overhead` returns.
+_OVERHEAD = 32 + 336
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * _N_DIMENSIONS),
+        ("nb", ctypes.c_size_t * _N_DIMENSIONS),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * _N_SOURCES),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * _N_NAME),
+        ("extra", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 8),
+    ]
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = [
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    ]
+
+
+@cache
+def _base() -> Any:
+    base: Any = load_library().ggml_base
+    i64, size_t, int_, void_p = ctypes.c_int64, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
+    for name, argtypes, restype in (
+        ("ggml_tensor_overhead", [], size_t),
+        ("ggml_init", [_InitParams], void_p),
+        ("ggml_free", [void_p], None),
+        ("ggml_new_tensor_4d", [void_p, int_, i64, i64, i64, i64], void_p),
+        ("ggml_set_name", [void_p, ctypes.c_char_p], void_p),
+        ("ggml_cont", [void_p, void_p], void_p),
+        ("ggml_backend_tensor_get", [void_p, void_p, size_t, size_t], None),
+    ):
+        function = getattr(base, name)
+        function.argtypes = argtypes
+        function.restype = restype
+    return base
+
+
+@cache
+def layout_fault() -> str:
+    """Return why tensors of the installed ggml cannot be read; "" when they can."""
+    base = _base()
+    overhead = int(base.ggml_tensor_overhead())
+    if overhead != _OVERHEAD:
+        return f"a tensor of the installed ggml takes {overhead} bytes, {_OVERHEAD} are known"
+    context = base.ggml_init(_InitParams(mem_size=8 * _OVERHEAD, mem_buffer=None, no_alloc=True))
+    try:
+        made = base.ggml_new_tensor_4d(context, _F32, 2, 3, 5, 7)
+        base.ggml_set_name(made, b"made here")
+        node = base.ggml_cont(context, made)
+        seen = _Tensor.from_address(made)
+        as_known = (
+            tensor_sources(node) == (made,)
+            and tensor_name(made) == "made here"
+            and (seen.type, seen.view_src, seen.data) == (_F32, None, None)
+            and tuple(seen.ne) == (2, 3, 5, 7)
+            and tuple(seen.nb) == (4, 8, 24, 120)
+        )
+    finally:
+        base.ggml_free(context)
+    return "" if as_known else "the fields of a tensor of the installed ggml have moved"
+
+
+def tensor_name(address: int) -> str:
+    """Return the name that the graph's builder gave a tensor.
+
+    A copy on another device is called `device#name#number` (ggml-backend.cpp).
+    """
+    name = bytes(_Tensor.from_address(address).name).decode("utf-8", "replace")
+    parts = name.split("#")
+    return parts[1] if len(parts) == 3 else name
+
+
+def tensor_sources(address: int) -> tuple[int, ...]:
+    """Return the tensors that a node reads."""
+    return tuple(source for source in _Tensor.from_address(address).src if source)
+
+
+def read_f32(address: int) -> NDArray[np.float32] | None:
+    """Copy the values of a tensor, slowest dimension first; None: not F32, strided or not there.
+
+    The result has all four dimensions of ggml.
+    """
+    tensor = _Tensor.from_address(address)
+    shape = tuple(int(size) for size in tensor.ne[::-1])
+    values = np.empty(shape, dtype=np.float32)
+    is_dense = tuple(tensor.nb[::-1]) == values.strides
+    # ggml aborts the process at a tensor without memory.
+    if tensor.type != _F32 or not is_dense or not tensor.buffer or not tensor.data:
+        return None
+    _base().ggml_backend_tensor_get(address, values.ctypes.data, 0, values.nbytes)
+    return values
