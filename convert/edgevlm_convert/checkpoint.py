@@ -53,7 +53,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         SourceNotFoundError: the path does not exist.
-        CheckpointError: not a checkpoint, only pickles, quantized already, or broken.
+        CheckpointError: not a checkpoint, only pickles, or broken.
     """
     try:
         return _open(folder)
@@ -69,7 +69,6 @@ def _open(folder: Path) -> Checkpoint:
     config = Section(
         read_json(folder / "config.json", max_bytes=_MAX_CONFIG_BYTES), file="config.json"
     )
-    _refuse_quantized(config)
     tensors: dict[str, SourceTensor] = {}
     for shard in _shards(folder):
         for tensor in read_header(shard):
@@ -118,15 +117,6 @@ def _explain_no_weights(folder: Path) -> None:
             hint="download the checkpoint again with its index",
         )
     raise CheckpointError(f"`{folder}` has no *.safetensors weights", hint=_FOLDER_HINT)
-
-
-def _refuse_quantized(config: Section) -> None:
-    if config.has("quantization_config"):
-        method = config.section("quantization_config").text("quant_method", default="unknown")
-        raise CheckpointError(
-            f"the checkpoint is quantized already (quant_method {quoted(method)})",
-            hint="convert the original 16-bit checkpoint: quantizing twice loses accuracy twice",
-        )
 
 
 def _shards(folder: Path) -> list[Path]:

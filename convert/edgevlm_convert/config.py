@@ -35,6 +35,10 @@ class Section:
         """Return whether the key is there and not null."""
         return self._values.get(key) is not None
 
+    def keys(self) -> list[str]:
+        """Return the names of all keys."""
+        return list(self._values)
+
     def raw(self, key: str) -> object:
         """Return the value as it stands, None when it is missing."""
         return self._values.get(key)

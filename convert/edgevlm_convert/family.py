@@ -15,6 +15,10 @@ def _no_metadata() -> dict[str, Value]:
     return {}
 
 
+def _no_shapes() -> dict[str, tuple[int, ...]]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """What one output file (text model or projector) takes from the checkpoint.
@@ -44,6 +48,7 @@ class Source:
         text: the language model's section of it, with the architecture's defaults.
         preprocessor: image settings.
         prefixes: of the checkpoint's tensors.
+        shapes: of the checkpoint's tensors by name, for what is stored in more than one way.
         class_token_first: asks whether the installed llama.cpp puts a vision tower's class token
             before the patches, as towers are trained; the pinned one puts it behind them.
     """
@@ -52,6 +57,7 @@ class Source:
     text: Section
     preprocessor: Section
     prefixes: Prefixes
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=_no_shapes)
     class_token_first: Callable[[], bool] = lambda: False
 
     @property

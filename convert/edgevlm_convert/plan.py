@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from edgevlm.errors import CheckpointError
 from edgevlm.progress import SILENT, Progress
+from edgevlm_convert.adapter import merge, open_adapter
 from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_convert.config import Section
+from edgevlm_convert.dequantize import unpack
 from edgevlm_convert.encoder import TensorEncoder, TensorInfo
 from edgevlm_convert.families import find_family, find_text_model
 from edgevlm_convert.family import Part, Source
@@ -67,6 +69,7 @@ def plan_conversion(
     text_encoder: TensorEncoder | None = None,
     mmproj_encoder: TensorEncoder | None = None,
     class_token_first: Callable[[], bool] = lambda: False,
+    adapter: Path | None = None,
 ) -> ConversionPlan:
     """Read headers, config and tokenizer of a checkpoint and plan both files.
 
@@ -79,14 +82,20 @@ def plan_conversion(
         mmproj_encoder: quantizes the projector in the same pass.
         class_token_first: asked when the vision tower has a class token: whether the installed
             llama.cpp puts it before the patches; the pinned one does not.
+        adapter: folder of a PEFT LoRA adapter to merge.
 
     Raises:
-        SourceNotFoundError: the path does not exist.
+        SourceNotFoundError: a path does not exist.
         CheckpointError: the checkpoint is broken, hostile or incomplete.
         UnsupportedArchitectureError: no family claims it.
         ConversionError: a tensor or token that cannot be carried over.
     """
-    checkpoint = open_checkpoint(folder)
+    opened = open_checkpoint(folder)
+    unpacked = unpack(opened.config, opened.tensors)
+    tensors = unpacked.tensors
+    if adapter is not None:
+        tensors = merge(open_adapter(adapter), tensors)
+    checkpoint = replace(opened, tensors=tensors)
     family = find_family(checkpoint.config)
     text_model, section = find_text_model(family, checkpoint.config)
     source = Source(
@@ -94,6 +103,7 @@ def plan_conversion(
         text=section,
         preprocessor=_preprocessor(checkpoint),
         prefixes=find_prefixes(checkpoint.tensors, family.prefixes),
+        shapes={name: tensor.shape for name, tensor in checkpoint.tensors.items()},
         class_token_first=class_token_first,
     )
     # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
@@ -101,8 +111,9 @@ def plan_conversion(
     text = text_model.build(source)
     mmproj = family.projector.build(source)
     outputs, ledger = map_tensors(checkpoint.tensors, {"text": text.rules, "mmproj": mmproj.rules})
+    ledger = replace(ledger, dropped={**ledger.dropped, **unpacked.dropped})
     outtypes: list[Outtype] = [
-        _resolve(outtype, outputs[file], checkpoint) for file in ("text", "mmproj")
+        _resolve(outtype, outputs[file], opened) for file in ("text", "mmproj")
     ]
     tokens = vocabulary(checkpoint, n_rows=source.n_vocab, runtime_tokens=family.runtime_tokens)
     opening = partial(general_metadata, checkpoint, name=name)
@@ -194,10 +205,13 @@ def _resolve(option: OuttypeOption, tensors: Sequence[Mapped], source: Checkpoin
     if option != "auto":
         return _OUTTYPES[option]
     for mapped in tensors:
-        tensor = source.tensors[mapped.sources[0]]
-        if len(tensor.shape) > 1 and tensor.dtype == "BF16":
+        # What was merged or scaled is float32 here; its own type is that of the file.
+        tensor = source.tensors.get(mapped.sources[0])
+        if tensor is None or len(tensor.shape) < 2:
+            continue
+        if tensor.dtype == "BF16":
             return "BF16"
-        if len(tensor.shape) > 1 and tensor.dtype == "F16":
+        if tensor.dtype == "F16":
             return "F16"
     return "F16"
 

@@ -79,3 +79,14 @@ def find_prefixes(names: Iterable[str], usual: Prefixes) -> Prefixes:
         projector=find(usual.projector, _PROJECTOR, ("",)) if own_projector else vision,
         head=find(usual.head, _HEAD, ("",)),
     )
+
+
+def other_names(name: str) -> list[str]:
+    """Return what a tensor may be called under the other prefixes of its part."""
+    found: list[str] = []
+    for prefixes in (_TEXT, _VISION, _PROJECTOR, _HEAD):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                stem = name.removeprefix(prefix)
+                found += [other + stem for other in prefixes if other != prefix]
+    return found

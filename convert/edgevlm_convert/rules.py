@@ -22,9 +22,9 @@ from edgevlm_convert.safetensors import Bits, SourceTensor, widen
 
 Shape = tuple[int, ...]
 Outtype = Literal["F32", "F16", "BF16"]
-# "matrix" follows --outtype; "f32" never does; "f16 or f32" is F16 for F16 and else F32, because
-# ggml's convolution kernels have no BF16 form (llama.cpp's converter does the same).
-Precision = Literal["matrix", "f32", "f16 or f32"]
+# "matrix" follows --outtype; "f32" and "f16" never do; "f16 or f32" is F16 for F16 and else F32,
+# because ggml's convolution kernels have no BF16 form (llama.cpp's converter does the same).
+Precision = Literal["matrix", "f32", "f16", "f16 or f32"]
 ReadRows = Callable[[int, int], NDArray[np.float32]]
 SUPPORTED_DTYPES = ("F32", "F16", "BF16")
 # Below this many contiguous elements one read that spans several pieces is faster than one each.
@@ -62,6 +62,8 @@ class Mapped:
         """
         if len(self.shape) <= 1 or self.name.endswith("_norm.weight") or self.precision == "f32":
             return "F32"
+        if self.precision == "f16":
+            return "F16"
         if self.precision == "f16 or f32":
             return "F16" if outtype == "F16" else "F32"
         return outtype if self.name.endswith(".weight") else "F32"
@@ -174,7 +176,7 @@ class Merge:
             Mapped(
                 name=self.target,
                 shape=shape,
-                sources=tuple(self.sources),
+                sources=tuple(name for part in parts for name in part.parts),
                 precision=self.precision,
                 read=read,
             )
@@ -201,7 +203,7 @@ class Transform(_OneSource):
             Mapped(
                 name=self.target,
                 shape=self.shape,
-                sources=(self.source,),
+                sources=tensor.parts,
                 precision=self.precision,
                 read=lambda start, stop: self.rows(plain.read, start, stop),
             )
@@ -368,7 +370,7 @@ def _mapped(
     return Mapped(
         name=name,
         shape=shape,
-        sources=(tensor.name,),
+        sources=tensor.parts,
         precision=precision,
         read=lambda start, stop: widen(bits(start, stop), tensor.dtype).reshape(-1, row_length),
         dtype=tensor.dtype,

@@ -67,6 +67,20 @@ class SourceTensor:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the tensors of the checkpoint that this one is made of."""
+        return (self.name,)
+
+    def raw(self, start: int, stop: int) -> bytes:
+        """Read elements [start, stop) of the flattened tensor as they are stored. Thread-safe.
+
+        Raises:
+            CheckpointError: the file has become shorter.
+        """
+        width = _ITEM_BYTES[self.dtype]
+        return _pread(self.path, self.offset + start * width, (stop - start) * width)
+
     def bits(self, start: int, stop: int) -> Bits:
         """Read elements [start, stop) of the flattened tensor as unsigned integers of its width.
 
@@ -76,9 +90,7 @@ class SourceTensor:
             CheckpointError: the file has become shorter.
             ConversionError: a NaN or an Inf, or a dtype other than F32, F16 and BF16.
         """
-        width = _ITEM_BYTES[self.dtype]
-        raw = _pread(self.path, self.offset + start * width, (stop - start) * width)
-        bits: Bits = np.frombuffer(raw, dtype=f"<u{width}")
+        bits: Bits = np.frombuffer(self.raw(start, stop), dtype=f"<u{_ITEM_BYTES[self.dtype]}")
         exponent = _EXPONENT[self.dtype]
         exponents = bits & exponent
         if exponents.size and int(exponents.max()) == exponent:

@@ -15,7 +15,7 @@ import pytest
 from edgevlm_convert import convert_checkpoint, plan_conversion
 from edgevlm_convert.plan import OuttypeOption
 
-from tests.goldens.files import GOLDENS, read_golden_json
+from tests.goldens.files import ADAPTER, GOLDENS, read_golden_json
 from tests.goldens.recipes import RECIPES
 from tests.synthetic import draw, tensor_shapes
 
@@ -137,7 +137,7 @@ def test_names_and_shapes_are_those_that_transformers_saves() -> None:
 
 def test_every_folder_has_a_recipe() -> None:
     folders = {path.parent.name for path in GOLDENS.glob("*/weights.json")}
-    assert folders == set(RECIPES)
+    assert folders == {*RECIPES, ADAPTER}
 
 
 def test_goldens_stay_small() -> None:

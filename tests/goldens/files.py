@@ -23,6 +23,8 @@ from tests.synthetic import draw, encode, write_json, write_safetensors
 
 GOLDENS = Path(__file__).parent
 FORMAT_VERSION = 1
+# A LoRA adapter for the golden `qwen3_vl`, with weights and reference of its own.
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,22 @@ def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
         )
     weight_map = {name: file for file, shapes in shards.items() for name in shapes}
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    return folder
+
+
+def redraw_adapter(folder: Path) -> Path:
+    """Write the LoRA adapter of the golden ADAPTER into `folder` and return it."""
+    source = GOLDENS / ADAPTER
+    folder.mkdir(parents=True)
+    shutil.copy(source / "adapter_config.json", folder)
+    weights = read_golden_json(source / "weights.json")
+    write_safetensors(
+        folder / "adapter_model.safetensors",
+        {
+            name: ("F32", tuple(shape), encode(draw(name, shape, seed=weights["seed"]), "F32"))
+            for name, (shape, _) in weights["tensors"].items()
+        },
+    )
     return folder
 
 

@@ -2,9 +2,9 @@
 
     python -m tests.goldens.make --llama-cpp SDIST/vendor/llama.cpp [qwen3_vl] [shapes] ...
 
-SDIST is the unpacked source distribution of the llama-cpp-python that constraints.txt pins. All
-are made when none is named. Give `shapes` alone whenever the built-in checkpoint's weights are
-replaced. A new golden begins with a recipe in recipes/.
+SDIST is the unpacked source distribution of the llama-cpp-python that constraints.txt pins;
+`adapter` needs peft as well. All are made when none is named. Give `shapes` alone whenever the
+built-in checkpoint's weights are replaced. A new golden begins with a recipe in recipes/.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -24,10 +25,12 @@ import numpy as np
 
 from tests.convert.tricks import split_safetensors
 from tests.goldens.files import (
+    ADAPTER,
     GOLDENS,
     Case,
     kld_between,
     redraw,
+    redraw_adapter,
     write_reference,
     write_weights_file,
 )
@@ -121,13 +124,52 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         drawn = redraw(recipe.name, Path(scratch) / "checkpoint")
-        write_reference(folder / "reference.npz", reference(recipe, drawn), made_by=_versions())
+        cases = reference(recipe, _load(recipe, drawn), drawn)
+        write_reference(folder / "reference.npz", cases, made_by=_versions())
         if recipe.refused:
             return
         if recipe.adapt is not None:
             recipe.adapt(drawn)
         golden = converter_golden(drawn, llama_cpp, recipe.outtypes, pre=recipe.pre)
         write_json(folder / "converter.json", golden)
+
+
+def make_adapter() -> None:
+    """Write the golden of a LoRA adapter on `qwen3_vl`: what peft computes with it."""
+    peft: Any = importlib.import_module("peft")
+    recipe, folder = RECIPES["qwen3_vl"], GOLDENS / ADAPTER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = redraw(recipe.name, Path(scratch) / "checkpoint")
+        model = peft.get_peft_model(_load(recipe, drawn), peft.LoraConfig(**_LORA))
+        model.save_pretrained(scratch)
+        header, _ = split_safetensors(Path(scratch) / "adapter_model.safetensors")
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in sorted(header.items())}
+        write_weights_file(folder, shapes=shapes, shards=1, dtype="F32", seed=7, gains={})
+        config = json.loads((Path(scratch) / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = "qwen3_vl"
+        write_json(folder / "adapter_config.json", config)
+        adapter = redraw_adapter(Path(scratch) / "adapter")
+        merged = peft.PeftModel.from_pretrained(_load(recipe, drawn), adapter).eval()
+        write_reference(
+            folder / "reference.npz",
+            reference(recipe, merged, drawn),
+            made_by=f"{_versions()}, peft {peft.__version__}",
+        )
+
+
+_LORA: dict[str, Any] = {
+    "r": 4,
+    "lora_alpha": 6,
+    "target_modules": r".*(q_proj|v_proj|down_proj|attn\.qkv|attn\.proj|linear_fc[12])",
+    "rank_pattern": {"v_proj": 2, r"blocks\.1\.attn\.qkv": 3},
+    "alpha_pattern": {"down_proj": 3},
+    "use_rslora": True,
+    "use_dora": True,
+    "modules_to_save": ["lm_head"],
+}
 
 
 def saved_shapes(recipe: Recipe, checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -142,8 +184,8 @@ def saved_shapes(recipe: Recipe, checkpoint: Path) -> dict[str, tuple[int, ...]]
     return {name: tuple(entry["shape"]) for name, entry in sorted(header.items())}
 
 
-def reference(recipe: Recipe, checkpoint: Path) -> list[Case]:
-    """Return transformers' log-probabilities: float32, eager attention."""
+def _load(recipe: Recipe, checkpoint: Path) -> Any:
+    """Return transformers' model in float32 with eager attention."""
     # Any: neither is installed where the types are checked.
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
@@ -155,7 +197,12 @@ def reference(recipe: Recipe, checkpoint: Path) -> list[Case]:
     )
     if any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise SystemExit(f"our names or shapes are not transformers': {loading}")
-    model.eval()
+    return model.eval()
+
+
+def reference(recipe: Recipe, model: Any, checkpoint: Path) -> list[Case]:
+    """Return a model's log-probabilities."""
+    torch: Any = importlib.import_module("torch")
     inputs = recipe.prepare(checkpoint)
     cases: list[Case] = []
     for name, prompt, images in recipe.prompts:
@@ -214,12 +261,14 @@ def main() -> None:
     """Make the goldens that are named, all without a name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama-cpp", type=Path, required=True)
-    parser.add_argument("names", nargs="*", default=[*RECIPES, "shapes"])
+    parser.add_argument("names", nargs="*", default=[*RECIPES, ADAPTER, "shapes"])
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.llama_cpp / "gguf-py"))
     for name in arguments.names:
         if name == "shapes":
             make_shapes(arguments.llama_cpp)
+        elif name == ADAPTER:
+            make_adapter()
         else:
             make(RECIPES[name], arguments.llama_cpp)
 
