@@ -54,13 +54,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def converter_golden(
-    checkpoint: Path, llama_cpp: Path, outtypes: tuple[str, ...], *, pre: str = "qwen2"
+    checkpoint: Path,
+    llama_cpp: Path,
+    outtypes: tuple[str, ...],
+    *,
+    pre: str = "qwen2",
+    text_options: tuple[str, ...] = (),
 ) -> Config:
     """Return what llama.cpp's converter makes of a checkpoint, by outtype and file."""
     golden: Config = {}
     for outtype in outtypes:
         golden[outtype] = {}
-        for file, options in (("text", ()), ("mmproj", ("--mmproj",))):
+        for file, options in (("text", text_options), ("mmproj", ("--mmproj",))):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "out.gguf"
                 command = [sys.executable, "-c", _RUN_CONVERTER, str(llama_cpp), pre]
@@ -116,7 +121,7 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
     recipe.write_tokenizer(checkpoint)
     write_weights_file(
         folder,
-        shapes=saved_shapes(recipe, checkpoint),
+        shapes={**saved_shapes(recipe, checkpoint), **recipe.extra},
         shards=recipe.shards,
         dtype=recipe.dtype,
         seed=recipe.seed,
@@ -130,7 +135,9 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
             return
         if recipe.adapt is not None:
             recipe.adapt(drawn)
-        golden = converter_golden(drawn, llama_cpp, recipe.outtypes, pre=recipe.pre)
+        golden = converter_golden(
+            drawn, llama_cpp, recipe.outtypes, pre=recipe.pre, text_options=recipe.options
+        )
         write_json(folder / "converter.json", golden)
 
 

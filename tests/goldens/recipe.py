@@ -44,6 +44,8 @@ class Recipe:
             hash of what it does, and a tiny vocabulary never has that hash.
         adapt: changes the checkpoint so that llama.cpp's converter takes it; None: as it is.
         refused: why llama.cpp's converter cannot take it at all; "" when it can.
+        options: that llama.cpp's converter needs for it.
+        extra: shapes of tensors that published checkpoints have and transformers leaves out.
         outtypes: that llama.cpp's converter is asked for.
         mended: tensors of our files that differ from llama.cpp's on purpose, and why.
         mended_keys: metadata keys that do, and why.
@@ -66,6 +68,8 @@ class Recipe:
     pre: str = "qwen2"
     adapt: Callable[[Path], object] | None = None
     refused: str = ""
+    options: tuple[str, ...] = ()
+    extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     outtypes: tuple[str, ...] = ("auto", "f16", "f32")
     mended: Mapping[str, str] = field(default_factory=dict[str, str])
     mended_keys: Mapping[str, str] = field(default_factory=dict[str, str])
