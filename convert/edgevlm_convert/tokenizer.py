@@ -19,10 +19,7 @@ from edgevlm_convert.metadata import Value, boolean, string
 from edgevlm_convert.vocabulary import sentencepiece, sentencepiece_model
 from edgevlm_convert.vocabulary.added import AddedToken, added_tokens
 from edgevlm_convert.vocabulary.byte_level import byte_level_keys
-from edgevlm_convert.vocabulary.pre_tokenizers import (
-    recognise_normalizer,
-    recognise_pre_tokenizer,
-)
+from edgevlm_convert.vocabulary.pre_tokenizers import choose_pre_tokenizer, recognise_normalizer
 from edgevlm_convert.vocabulary.special import end_keys, read_specials, special_keys
 from edgevlm_convert.vocabulary.structure import fields_of
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
@@ -52,7 +49,11 @@ class _Kind:
 
 
 def vocabulary(
-    checkpoint: Checkpoint, *, n_rows: int, runtime_tokens: Sequence[str]
+    checkpoint: Checkpoint,
+    *,
+    n_rows: int,
+    runtime_tokens: Sequence[str],
+    pre: str | None = None,
 ) -> dict[str, Value]:
     """Return the `tokenizer.*` keys, padded to the embedding's rows.
 
@@ -64,6 +65,7 @@ def vocabulary(
         n_rows: rows of the token embedding.
         runtime_tokens: tokens that llama.cpp looks up for this projector; without one libmtmd
             aborts the process at the first image.
+        pre: llama.cpp's name of the pre-tokenizer, where its structure is not known.
 
     Raises:
         CheckpointError: a file is missing or malformed.
@@ -79,7 +81,7 @@ def vocabulary(
         read_json(older, max_bytes=_MAX_ADDED_BYTES) if older.exists() else None,
         n_rows=n_rows,
     )
-    kind = _read_kind(checkpoint, tokenizer, added, n_rows, runtime_tokens)
+    kind = _read_kind(checkpoint, tokenizer, added, n_rows, runtime_tokens, pre)
     specials = read_specials(
         settings,
         document.raw("post_processor") if document else None,
@@ -109,12 +111,14 @@ def _read_kind(
     added: Mapping[int, AddedToken],
     n_rows: int,
     runtime_tokens: Sequence[str],
+    pre_name: str | None,
 ) -> _Kind:
     """Read the vocabulary as what it is: byte-level BPE or SentencePiece BPE."""
     if tokenizer is not None and _is_byte_level(tokenizer):
-        pre = recognise_pre_tokenizer(
+        pre = choose_pre_tokenizer(
             tokenizer.document.raw("pre_tokenizer"),
             ignore_merges=tokenizer.model.boolean("ignore_merges", default=False),
+            name=pre_name,
         )
         normalizer = recognise_normalizer(tokenizer.document.raw("normalizer"))
         keys = byte_level_keys(
@@ -122,6 +126,11 @@ def _read_kind(
         )
         adds = ("bos",) if pre.adds_bos else ()
         return _Kind(keys=keys, adds_by_default=adds, space_prefix=False, normalizer=normalizer)
+    if pre_name is not None:
+        raise ConversionError(
+            f"`--pre {pre_name}` was given, and a SentencePiece vocabulary has no pre-tokenizer",
+            hint="leave `--pre` out",
+        )
     path = checkpoint.folder / sentencepiece_model.FILE
     model = sentencepiece_model.read_sentencepiece_model(path) if path.exists() else None
     prefix = sentencepiece.adds_space_prefix(tokenizer, model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,15 +9,13 @@ from typing import Any, cast
 import pytest
 from edgevlm_convert import plan_conversion
 from edgevlm_convert.metadata import TypedValue
-from edgevlm_convert.vocabulary.pre_tokenizers import recognise_pre_tokenizer
 from edgevlm_convert.vocabulary.rows import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 from edgevlm.errors import CheckpointError, ConversionError, EdgeVLMError
 from tests.convert.tricks import EditJson, Header
-from tests.synthetic import tokenizer_json, write_checkpoint
+from tests.synthetic import write_checkpoint
 
 Change = Callable[[Header], object]
-PRE = tokenizer_json()["pre_tokenizer"]
 
 
 def metadata_of(folder: Path) -> dict[str, TypedValue]:
@@ -164,48 +161,6 @@ def test_a_large_vocabulary(tmp_path: Path) -> None:
     assert len(value_of(tmp_path, "ggml.merges")) == 20_000 - 256 - 8
 
 
-# --- the pre-tokenizer ----------------------------------------------------------------------------
-
-
-def _steps(change: Callable[[list[dict[str, Any]]], object]) -> dict[str, Any]:
-    changed = copy.deepcopy(PRE)
-    change(changed["pretokenizers"])
-    return changed
-
-
-KNOWN: dict[str, Any] = {
-    "as saved": PRE,
-    "offsets do not matter": _steps(lambda steps: steps[1].update(trim_offsets=True)),
-    "default left out": _steps(lambda steps: steps[0].pop("invert")),
-}
-UNKNOWN: dict[str, Any] = {
-    "none": None,
-    "another expression": _steps(lambda s: s[0]["pattern"].update(Regex=r"\p{N}{1,4}")),
-    "a plain string": _steps(lambda s: s[0].update(pattern={"String": " "})),
-    "another behavior": _steps(lambda s: s[0].update(behavior="Removed")),
-    "inverted": _steps(lambda s: s[0].update(invert=True)),
-    "a space in front": _steps(lambda s: s[1].update(add_prefix_space=True)),
-    "two expressions": _steps(lambda s: s[1].update(use_regex=True)),
-    "only bytes": _steps(lambda s: s.pop(0)),
-    "digits too": _steps(lambda s: s.insert(0, {"type": "Digits", "individual_digits": True})),
-    "another kind": {"type": "Whitespace"},
-    "not an object": 5,
-}
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_the_qwen2_pre_tokenizer_is_known_by_its_structure(name: str) -> None:
-    assert recognise_pre_tokenizer(KNOWN[name]).name == "qwen2"
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_any_other_structure_is_shown_beside_the_nearest(name: str) -> None:
-    with pytest.raises(ConversionError) as caught:
-        recognise_pre_tokenizer(UNKNOWN[name])
-    assert caught.value.message.startswith("unknown pre-tokenizer: ")
-    assert "the nearest known one is " in caught.value.hint
-
-
 # --- what cannot be carried over ------------------------------------------------------------------
 
 
@@ -236,7 +191,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("another decoder", lambda t: t.update(decoder={"type": "Metaspace"}), "neither byte-level"),
     ("byte fallback", _model(byte_fallback=True), "`model.byte_fallback`"),
     ("dropout", _model(dropout=0.1), "`model.dropout`"),
-    ("ignored merges", _model(ignore_merges=True), "(`ignore_merges`)"),
+    ("ignored merges", _model(ignore_merges=True), "with `ignore_merges`"),
     ("word suffix", _model(end_of_word_suffix="</w>"), "`model.end_of_word_suffix`"),
     ("normalizer", lambda t: t.update(normalizer={"type": "Lowercase"}), "normalizer `Lowercase`"),
     (

@@ -11,7 +11,7 @@ from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm_convert.json_file import DAMAGED_HINT, quoted
 from edgevlm_convert.metadata import Value, array, string
 from edgevlm_convert.vocabulary.added import AddedToken, too_large
-from edgevlm_convert.vocabulary.pre_tokenizers import PreTokenizer
+from edgevlm_convert.vocabulary.pre_tokenizer_table import PreTokenizer
 from edgevlm_convert.vocabulary.rows import (
     CONTROL,
     NORMAL,

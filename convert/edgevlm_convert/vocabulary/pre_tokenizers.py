@@ -1,94 +1,134 @@
 """Recognise a pre-tokenizer by its structure, never by the hash of what it does.
 
-llama.cpp implements each pre-tokenizer in C++ under a name (src/llama-vocab.cpp); a file says
-which. The structure in tokenizer.json (regular expressions, behaviours, byte-level flags) decides
-whether that implementation is the right one.
+llama.cpp implements each pre-tokenizer in C++ under a name; a file says which. What tokenizer.json
+holds is turned into the regular expressions that its steps split at, one after another, and these
+are looked up in the table of what llama.cpp implements.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from typing import cast
 
 from edgevlm.errors import ConversionError
 from edgevlm_convert.json_file import quoted
-from edgevlm_convert.vocabulary.structure import describe, fields_of, shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreTokenizer:
-    """One implementation of llama.cpp.
-
-    Attributes:
-        name: `tokenizer.ggml.pre`.
-        ignore_merges: a piece that is a token is taken whole, without merging.
-        adds_bos: BOS is put in front when a file does not say.
-    """
-
-    name: str
-    ignore_merges: bool = False
-    adds_bos: bool = False
-
-
-_QWEN2_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+from edgevlm_convert.vocabulary.pre_tokenizer_table import (
+    BY_NAME,
+    CONTRACTION,
+    DIGIT,
+    DIGITS,
+    GPT2,
+    TABLE,
+    PreTokenizer,
 )
-_QWEN35_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from edgevlm_convert.vocabulary.structure import MAX_STEPS, describe, fields_of, shown
+
+# Other spellings of one expression, as files have them.
+_SPELLINGS = (
+    ("\r", r"\r"),
+    ("\n", r"\n"),
+    ("\t", r"\t"),
+    ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", CONTRACTION),
+    ("(?i:'s|'t|'re|'ve|'m|'d|'ll)", CONTRACTION),
+    (r"\p{N}{1}", r"\p{N}"),
+    (r"[\p{L}]", r"\p{L}"),
+    (r"\p{N}{1,}", r"\p{N}+"),
 )
-_LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_BYTES = "ByteLevel add_prefix_space=False use_regex=False"
-_GPT2 = "ByteLevel add_prefix_space=False use_regex=True"
 
 
-def _split(regex: str) -> str:
-    return f"Split regex={regex} behavior=Isolated invert=False"
-
-
-# The structures as `describe` writes them.
-_KNOWN: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
-    (PreTokenizer(name="qwen2"), (_split(_QWEN2_REGEX), _BYTES)),
-    (PreTokenizer(name="qwen35"), (_split(_QWEN35_REGEX), _BYTES)),
-    (
-        PreTokenizer(name="llama-bpe", ignore_merges=True, adds_bos=True),
-        (_split(_LLAMA3_REGEX), _BYTES),
-    ),
-    (PreTokenizer(name="smaug-bpe"), (_split(_LLAMA3_REGEX), _BYTES)),
-    (PreTokenizer(name="smollm"), ("Digits individual_digits=True", _GPT2)),
-    (PreTokenizer(name="gpt-2"), (_GPT2,)),
-)
-BY_NAME: Mapping[str, PreTokenizer] = {known.name: known for known, _ in _KNOWN}
-
-
-def recognise_pre_tokenizer(node: object, *, ignore_merges: bool = False) -> PreTokenizer:
+def choose_pre_tokenizer(
+    node: object, *, ignore_merges: bool, name: str | None = None
+) -> PreTokenizer:
     """Return llama.cpp's implementation of a pre-tokenizer.
 
     Args:
         node: `pre_tokenizer` of tokenizer.json.
         ignore_merges: the model's option of this name.
+        name: the one that a user chose, whatever the structure says.
 
     Raises:
-        ConversionError: an unknown structure; the message shows it beside the nearest known one.
+        ConversionError: a name or a structure that is not known; the message shows the structure,
+            the hint the nearest known one.
     """
-    structure = describe(node)
-    for known, its_structure in _KNOWN:
-        if structure == its_structure and known.ignore_merges == ignore_merges:
+    if name is not None:
+        if name not in BY_NAME:
+            close = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.3)
+            raise ConversionError(
+                f"llama.cpp has no pre-tokenizer {quoted(name)}",
+                hint=f"names close to it: {', '.join(close or list(BY_NAME)[:3])}",
+            )
+        return BY_NAME[name]
+    expressions = _expressions(node)
+    for known in TABLE if expressions else ():
+        if (known.expressions, known.ignore_merges) == (expressions, ignore_merges):
             return known
-    text = shown(structure)
-    nearest, its_structure = max(
-        _KNOWN,
-        key=lambda entry: difflib.SequenceMatcher(None, shown(entry[1]), text).ratio(),
+    raise _unknown(node, expressions, ignore_merges)
+
+
+def canonical(expression: str) -> str:
+    """Return an expression as the table spells it."""
+    for found, meant in _SPELLINGS:
+        expression = expression.replace(found, meant)
+    return GPT2 if expression == GPT2 + r"|\s+" else expression
+
+
+def _expressions(node: object) -> tuple[str, ...] | None:
+    """Return what the steps split at; None when a step does anything else.
+
+    The last step turns bytes into letters; nothing may stand behind it.
+    """
+    steps = _steps(node)
+    last = steps.pop() if steps else {}
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True) is not False:
+        return None
+    found = [_expression(step) for step in steps]
+    if last.get("use_regex", True) is not False:
+        found.append(GPT2)
+    known = [expression for expression in found if expression is not None]
+    return tuple(known) if len(known) == len(found) else None
+
+
+def _expression(step: dict[str, object]) -> str | None:
+    """Return what one step splits at, when every match becomes a piece of its own."""
+    if step.get("type") == "Digits":
+        return DIGIT if step.get("individual_digits") is True else DIGITS
+    pattern = fields_of(step.get("pattern"))
+    isolated = step.get("behavior") == "Isolated" and step.get("invert", False) is False
+    if step.get("type") != "Split" or not isolated:
+        return None
+    if isinstance(text := pattern.get("String"), str):
+        return canonical(re.escape(text))
+    expression = pattern.get("Regex")
+    return canonical(expression) if isinstance(expression, str) else None
+
+
+def _steps(node: object) -> list[dict[str, object]]:
+    fields = fields_of(node)
+    inner = fields.get("pretokenizers") if fields.get("type") == "Sequence" else [node]
+    steps = cast(list[object], inner) if isinstance(inner, list) else []
+    return [fields_of(step) for step in steps[: MAX_STEPS + 1]]
+
+
+def _unknown(
+    node: object, expressions: tuple[str, ...] | None, ignore_merges: bool
+) -> ConversionError:
+    structure = describe(node)
+    # Steps that are not expressions count with their description.
+    text = "\n".join(expressions or (canonical(line) for line in structure))[:2000]
+    nearest = max(
+        TABLE,
+        key=lambda known: (
+            difflib.SequenceMatcher(None, "\n".join(known.expressions), text, False).ratio(),
+            known.ignore_merges == ignore_merges,
+        ),
     )
-    merging = " (`ignore_merges`)" if ignore_merges else ""
-    raise ConversionError(
-        f"unknown pre-tokenizer: {text}{merging}",
-        hint=f"the nearest known one is {nearest.name}: {shown(its_structure)}",
+    merging = " with `ignore_merges`" if ignore_merges else ""
+    return ConversionError(
+        f"unknown pre-tokenizer{merging}: {shown(structure)}",
+        hint=f"the nearest known one is {nearest.name}, which splits at "
+        f"{' and then '.join(nearest.expressions)[:600]}; "
+        f"to use it nevertheless give `--pre {nearest.name}`",
     )
 
 

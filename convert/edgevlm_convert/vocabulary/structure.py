@@ -20,8 +20,8 @@ _MEANINGFUL: Mapping[str, Mapping[str, object]] = {
     "Replace": {"pattern": None, "content": None},
 }
 _INNER = {"pretokenizers", "normalizers", "decoders", "processors"}
-_MAX_STEPS = 16
-_MAX_SHOWN = 2000
+MAX_STEPS = 16
+_MAX_SHOWN = 1200
 
 
 def describe(node: object) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def describe(node: object) -> tuple[str, ...]:
     if fields.get("type") == "Sequence":
         steps = next((fields[key] for key in _INNER if key in fields), ())
         inner = cast(list[object], steps) if isinstance(steps, list) else []
-        return tuple(_describe_step(step) for step in inner[: _MAX_STEPS + 1])
+        return tuple(_describe_step(step) for step in inner[: MAX_STEPS + 1])
     return (_describe_step(node),)
 
 
