@@ -61,6 +61,7 @@ class GGUFTensor:
         type: "F32", "Q4_K" ...
         offset: of its data, from the start of the file, in bytes.
         n_bytes: of its data.
+        path: the file that it lies in; a model may have several.
     """
 
     name: str
@@ -68,6 +69,7 @@ class GGUFTensor:
     type: str
     offset: int
     n_bytes: int
+    path: Path
 
     @property
     def n_weights(self) -> int:
@@ -258,7 +260,7 @@ def _parse(path: Path, reader: _Reader) -> GGUFFile:
             raise _BrokenError(f"has the metadata key {_quoted(key)} twice")
         metadata[key] = _read_value(reader, key)
     alignment = _alignment(metadata)
-    entries = [_read_tensor(reader) for _ in range(n_tensors)]
+    entries = [_read_tensor(reader, path) for _ in range(n_tensors)]
     data_offset = -(-reader.position // alignment) * alignment
     tensors = tuple(
         GGUFTensor(
@@ -267,6 +269,7 @@ def _parse(path: Path, reader: _Reader) -> GGUFFile:
             type=entry.type,
             offset=data_offset + entry.offset,
             n_bytes=entry.n_bytes,
+            path=path,
         )
         for entry in entries
     )
@@ -337,7 +340,7 @@ def _alignment(metadata: Mapping[str, GGUFValue]) -> int:
     return value.value
 
 
-def _read_tensor(reader: _Reader) -> GGUFTensor:
+def _read_tensor(reader: _Reader, path: Path) -> GGUFTensor:
     """Read one table entry; its offset is still relative to the start of the data."""
     name = reader.text("tensor name", _MAX_NAME_BYTES)
     n_dimensions = reader.u32()
@@ -357,7 +360,14 @@ def _read_tensor(reader: _Reader) -> GGUFTensor:
             f"which is no multiple of {type_.name}'s block of {type_.block_size}"
         )
     n_bytes = tensor_n_bytes(shape, type_.name)
-    return GGUFTensor(name=name, shape=shape, type=type_.name, offset=reader.u64(), n_bytes=n_bytes)
+    return GGUFTensor(
+        name=name,
+        shape=shape,
+        type=type_.name,
+        offset=reader.u64(),
+        n_bytes=n_bytes,
+        path=path,
+    )
 
 
 def _check_layout(tensors: tuple[GGUFTensor, ...], alignment: int, n_file_bytes: int) -> None:

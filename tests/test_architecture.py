@@ -23,6 +23,7 @@ LEVELS = {
     "edgevlm.ggml_types": 1,
     "edgevlm.gguf_value": 1,
     "edgevlm.gguf_file": 1,
+    "edgevlm.gguf_shards": 1,
     "edgevlm.model_dir": 1,
     "edgevlm.hub": 1,
     "edgevlm.native": 1,
@@ -41,7 +42,9 @@ LEVELS = {
 STEPS = {
     ("edgevlm.files", "edgevlm.errors"),
     ("edgevlm.model_dir", "edgevlm.gguf_file"),
+    ("edgevlm.model_dir", "edgevlm.gguf_shards"),
     ("edgevlm.model_dir", "edgevlm.ggml_types"),
+    ("edgevlm.gguf_shards", "edgevlm.gguf_file"),
     ("edgevlm.gguf_file", "edgevlm.gguf_value"),
     ("edgevlm.gguf_file", "edgevlm.ggml_types"),
 }

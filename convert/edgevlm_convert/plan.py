@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +15,12 @@ from edgevlm_convert.config import Section
 from edgevlm_convert.dequantize import unpack
 from edgevlm_convert.encoder import TensorEncoder, TensorInfo
 from edgevlm_convert.families import find_family, find_text_model
-from edgevlm_convert.family import Part, Source
+from edgevlm_convert.family import Family, Part, Source
 from edgevlm_convert.general import general_metadata
 from edgevlm_convert.metadata import Value, u32
 from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
+from edgevlm_convert.safetensors import SourceTensor
 from edgevlm_convert.tokenizer import vocabulary
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
 
@@ -90,6 +90,66 @@ def plan_conversion(
         UnsupportedArchitectureError: no family claims it.
         ConversionError: a tensor or token that cannot be carried over.
     """
+    model = _read(folder, class_token_first=class_token_first, adapter=adapter)
+    checkpoint = model.checkpoint
+    # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
+    name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
+    tokens = vocabulary(
+        checkpoint, n_rows=model.source.n_vocab, runtime_tokens=model.family.runtime_tokens
+    )
+    outtypes: dict[str, Outtype] = {
+        file: _resolve(outtype, model.outputs[file], model.stored) for file in model.parts
+    }
+    plans: dict[str, GGUFPlan] = {}
+    for file, (kind, architecture, closing, encoder) in {
+        "text": ("model", model.architecture, tokens, text_encoder),
+        "mmproj": ("mmproj", "clip", dict[str, Value](), mmproj_encoder),
+    }.items():
+        part = model.parts[file]
+        tensors = [*part.computed, *model.outputs[file]]
+        opening = general_metadata(
+            checkpoint, name=name, architecture=architecture, kind=kind, tensors=tensors
+        )
+        plans[file] = _plan_file(opening, part, closing, tensors, outtypes[file], encoder)
+    return ConversionPlan(
+        name=name,
+        family=model.family.name,
+        outtype=outtypes["text"],
+        mmproj_outtype=outtypes["mmproj"],
+        text=plans["text"],
+        mmproj=plans["mmproj"],
+        ledger=model.ledger,
+        losses=tuple(loss for part in model.parts.values() for loss in part.losses),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A checkpoint that a family has claimed.
+
+    Attributes:
+        checkpoint: its tensors as the rules want them.
+        stored: its tensors as they are stored.
+        family: which one.
+        architecture: llama.cpp's name of the text model.
+        source: what the parts were built from.
+        parts: by output file, "text" and "mmproj".
+        outputs: tensors by output file.
+        ledger: what becomes of every source tensor.
+    """
+
+    checkpoint: Checkpoint
+    stored: Mapping[str, SourceTensor]
+    family: Family
+    architecture: str
+    source: Source
+    parts: Mapping[str, Part]
+    outputs: Mapping[str, list[Mapped]]
+    ledger: Ledger
+
+
+def _read(folder: Path, *, class_token_first: Callable[[], bool], adapter: Path | None) -> _Model:
+    """Open a checkpoint and map its tensors."""
     opened = open_checkpoint(folder)
     unpacked = unpack(opened.config, opened.tensors)
     tensors = unpacked.tensors
@@ -102,46 +162,21 @@ def plan_conversion(
         config=checkpoint.config,
         text=section,
         preprocessor=_preprocessor(checkpoint),
-        prefixes=find_prefixes(checkpoint.tensors, family.prefixes),
-        shapes={name: tensor.shape for name, tensor in checkpoint.tensors.items()},
+        prefixes=find_prefixes(tensors, family.prefixes),
+        shapes={name: tensor.shape for name, tensor in tensors.items()},
         class_token_first=class_token_first,
     )
-    # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
-    name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
-    text = text_model.build(source)
-    mmproj = family.projector.build(source)
-    outputs, ledger = map_tensors(checkpoint.tensors, {"text": text.rules, "mmproj": mmproj.rules})
-    ledger = replace(ledger, dropped={**ledger.dropped, **unpacked.dropped})
-    outtypes: list[Outtype] = [
-        _resolve(outtype, outputs[file], opened) for file in ("text", "mmproj")
-    ]
-    tokens = vocabulary(checkpoint, n_rows=source.n_vocab, runtime_tokens=family.runtime_tokens)
-    opening = partial(general_metadata, checkpoint, name=name)
-    text_tensors = [*text.computed, *outputs["text"]]
-    mmproj_tensors = [*mmproj.computed, *outputs["mmproj"]]
-    return ConversionPlan(
-        name=name,
-        family=family.name,
-        outtype=outtypes[0],
-        mmproj_outtype=outtypes[1],
-        text=_plan_file(
-            opening(architecture=text_model.name, kind="model", tensors=text_tensors),
-            text,
-            tokens,
-            text_tensors,
-            outtypes[0],
-            text_encoder,
-        ),
-        mmproj=_plan_file(
-            opening(architecture="clip", kind="mmproj", tensors=mmproj_tensors),
-            mmproj,
-            {},
-            mmproj_tensors,
-            outtypes[1],
-            mmproj_encoder,
-        ),
-        ledger=ledger,
-        losses=(*text.losses, *mmproj.losses),
+    parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
+    outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})
+    return _Model(
+        checkpoint=checkpoint,
+        stored=opened.tensors,
+        family=family,
+        architecture=text_model.name,
+        source=source,
+        parts=parts,
+        outputs=outputs,
+        ledger=replace(ledger, dropped={**ledger.dropped, **unpacked.dropped}),
     )
 
 
@@ -200,13 +235,15 @@ def convert_checkpoint(
     )
 
 
-def _resolve(option: OuttypeOption, tensors: Sequence[Mapped], source: Checkpoint) -> Outtype:
+def _resolve(
+    option: OuttypeOption, tensors: Sequence[Mapped], stored: Mapping[str, SourceTensor]
+) -> Outtype:
     """Return the float type that an `--outtype` means for one file."""
     if option != "auto":
         return _OUTTYPES[option]
     for mapped in tensors:
         # What was merged or scaled is float32 here; its own type is that of the file.
-        tensor = source.tensors.get(mapped.sources[0])
+        tensor = stored.get(mapped.sources[0])
         if tensor is None or len(tensor.shape) < 2:
             continue
         if tensor.dtype == "BF16":

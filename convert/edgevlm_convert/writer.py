@@ -109,15 +109,26 @@ def plan_gguf(
         tensor.info.name: _n_bytes(tensor.info, types[tensor.info.name], encoder)
         for tensor in tensors
     }
-    header = _header(values, [tensor.info for tensor in tensors], types, sizes)
+    return assemble(values, tensors, types, sizes)
+
+
+def assemble(
+    metadata: Mapping[str, TypedValue],
+    tensors: Sequence[OutputTensor],
+    types: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> GGUFPlan:
+    """Return the plan of a file whose types and sizes, by tensor name, are known already."""
+    names = [tensor.info.name for tensor in tensors]
+    header = _header(metadata, [tensor.info for tensor in tensors], types, sizes)
     return GGUFPlan(
-        metadata=values,
+        metadata=metadata,
         tensors=tuple(tensors),
-        types=types,
-        sizes=sizes,
+        types={name: types[name] for name in names},
+        sizes={name: sizes[name] for name in names},
         header=header,
-        n_bytes=len(header) + sum(_padded(size) for size in sizes.values()),
-        n_data_bytes=sum(sizes.values()),
+        n_bytes=len(header) + sum(padded(sizes[name]) for name in names),
+        n_data_bytes=sum(sizes[name] for name in names),
     )
 
 
@@ -204,7 +215,7 @@ def _jobs(plan: GGUFPlan, encoder: TensorEncoder | None) -> Iterator[Callable[[]
                 (start, stop),
                 encoder,
                 n_bytes=size * stop // n_rows - size * start // n_rows,
-                n_padding=_padded(size) - size if stop == n_rows else 0,
+                n_padding=padded(size) - size if stop == n_rows else 0,
             )
 
 
@@ -265,9 +276,9 @@ def _header(
         parts.append(pack_string(info.name))
         parts.append(struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions))
         parts.append(struct.pack("<IQ", type_id, offset))
-        offset += _padded(sizes[info.name])
+        offset += padded(sizes[info.name])
     raw = b"".join(parts)
-    return raw + b"\0" * (_padded(len(raw)) - len(raw))
+    return raw + b"\0" * (padded(len(raw)) - len(raw))
 
 
 def _n_bytes(info: TensorInfo, type: str, encoder: TensorEncoder | None) -> int:
@@ -283,7 +294,8 @@ def _check_size(file: BinaryIO, plan: GGUFPlan) -> None:
         raise ValueError(f"planned {plan.n_bytes} bytes, wrote {file.tell()}")
 
 
-def _padded(n_bytes: int) -> int:
+def padded(n_bytes: int) -> int:
+    """Return how many bytes a tensor of `n_bytes` takes in a file."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import GGUFError, QuantizationError
 from edgevlm.ggml_types import tensor_n_bytes
-from edgevlm.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, GGUFTensor, GGUFValue, read_gguf
+from edgevlm.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, GGUFTensor, GGUFValue
+from edgevlm.gguf_shards import read_model
 from edgevlm.quantize.encode import LevelEncoder
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -29,16 +30,16 @@ def plan_quantize(source: Path, encoder: LevelEncoder) -> GGUFPlan:
     Raises:
         SourceNotFoundError: there is no such file.
         GGUFError: it is broken, has text that is not UTF-8, is a projector where a text model is
-            due or the other way round, or one part of a split model.
+            due or the other way round, or a later part of a split model.
         QuantizationError: it is quantized already.
     """
-    file = read_gguf(source)
+    file = read_model(source)
     _check_kind(file, encoder)
     _check_types(file)
     try:
         return plan_gguf(
             metadata=_metadata(file),
-            tensors=[_output_tensor(source, tensor) for tensor in file.tensors],
+            tensors=[_output_tensor(tensor) for tensor in file.tensors],
             encoder=encoder,
         )
     except UnicodeEncodeError:
@@ -59,12 +60,6 @@ def _check_kind(file: GGUFFile, encoder: LevelEncoder) -> None:
             f"`{file.path}` is not a projector (its architecture is `{file.architecture}`)",
             hint="name an mmproj file with --mmproj",
         )
-    parts = file.metadata.get("split.count")
-    if parts is not None and isinstance(parts.value, int) and parts.value > 1:
-        raise GGUFError(
-            f"`{file.path}` is one of {parts.value} parts of a split model",
-            hint="join the parts first: `llama-gguf-split --merge`",
-        )
 
 
 def _check_types(file: GGUFFile) -> None:
@@ -77,25 +72,25 @@ def _check_types(file: GGUFFile) -> None:
 
 
 def _metadata(file: GGUFFile) -> dict[str, GGUFValue]:
-    """The source's metadata, without an alignment that the new file does not have."""
+    """The source's metadata, without an alignment and a split that the new file does not have."""
     keep_alignment = file.alignment == DEFAULT_ALIGNMENT
     return {
         key: value
         for key, value in file.metadata.items()
-        if key != "general.alignment" or keep_alignment
+        if (key != "general.alignment" or keep_alignment) and not key.startswith("split.")
     }
 
 
-def _output_tensor(source: Path, tensor: GGUFTensor) -> OutputTensor:
+def _output_tensor(tensor: GGUFTensor) -> OutputTensor:
     row_n_bytes = tensor_n_bytes(tensor.shape[-1:], tensor.type)
 
     def read_raw(start: int, stop: int) -> bytes:
         # Opened per slab: a plan may be dropped unused, and no descriptor must stay behind.
-        with source.open("rb", buffering=0) as file:
+        with tensor.path.open("rb", buffering=0) as file:
             n_bytes = (stop - start) * row_n_bytes
             data = os.pread(file.fileno(), n_bytes, tensor.offset + start * row_n_bytes)
         if len(data) != n_bytes:
-            raise GGUFError(f"`{source}` has become shorter", hint="run the command again")
+            raise GGUFError(f"`{tensor.path}` has become shorter", hint="run the command again")
         return data
 
     return OutputTensor(

@@ -213,17 +213,6 @@ def test_what_cannot_be_a_source_is_an_error(
         assert caught.value.hint
 
 
-def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(GGUFError, match="one of 3 parts"):
-        plan_quantize(tmp_path / "part.gguf", _text())
-
-
 def test_an_unknown_projector_level_is_an_error() -> None:
     with pytest.raises(QuantizationError, match="`Q4_K_M`"):
         mmproj_encoder("Q4_K_M")
