@@ -61,7 +61,7 @@ def both(
         mmproj_path=paths["mmproj"],
     )
     theirs = read_golden_json(GOLDENS / name / "converter.json")[outtype]
-    pairs = [(theirs[file], gguf.GGUFReader(path)) for file, path in paths.items()]
+    pairs = [(theirs[file], gguf.GGUFReader(paths[file])) for file in theirs]
     if recipe is None:
         return Both(pairs=pairs)
     return Both(pairs=pairs, mended=recipe.mended, mended_keys=recipe.mended_keys)

@@ -60,12 +60,14 @@ def converter_golden(
     *,
     pre: str = "qwen2",
     text_options: tuple[str, ...] = (),
+    text_alone: bool = False,
 ) -> Config:
     """Return what llama.cpp's converter makes of a checkpoint, by outtype and file."""
     golden: Config = {}
+    files = (("text", text_options), ("mmproj", ("--mmproj",)))[: 1 if text_alone else 2]
     for outtype in outtypes:
         golden[outtype] = {}
-        for file, options in (("text", text_options), ("mmproj", ("--mmproj",))):
+        for file, options in files:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "out.gguf"
                 command = [sys.executable, "-c", _RUN_CONVERTER, str(llama_cpp), pre]
@@ -136,7 +138,12 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
         if recipe.adapt is not None:
             recipe.adapt(drawn)
         golden = converter_golden(
-            drawn, llama_cpp, recipe.outtypes, pre=recipe.pre, text_options=recipe.options
+            drawn,
+            llama_cpp,
+            recipe.outtypes,
+            pre=recipe.pre,
+            text_options=recipe.options,
+            text_alone=bool(recipe.refused_mmproj),
         )
         write_json(folder / "converter.json", golden)
 
@@ -204,6 +211,8 @@ def _load(recipe: Recipe, checkpoint: Path) -> Any:
     )
     if any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise SystemExit(f"our names or shapes are not transformers': {loading}")
+    if recipe.emulate is not None:
+        recipe.emulate(model)
     return model.eval()
 
 

@@ -44,12 +44,16 @@ class Recipe:
             hash of what it does, and a tiny vocabulary never has that hash.
         adapt: changes the checkpoint so that llama.cpp's converter takes it; None: as it is.
         refused: why llama.cpp's converter cannot take it at all; "" when it can.
+        refused_mmproj: why it takes the text model alone; "" when it takes both.
         options: that llama.cpp's converter needs for it.
         extra: shapes of tensors that published checkpoints have and transformers leaves out.
         outtypes: that llama.cpp's converter is asked for.
         mended: tensors of our files that differ from llama.cpp's on purpose, and why.
         mended_keys: metadata keys that do, and why.
-        unreachable: the KLD that this runtime reaches where it cannot reach the bound; 0: it can.
+        unreachable: the KLD that this runtime reaches with images where it cannot reach the bound;
+            0: it can.
+        emulate: does to transformers' model what this runtime cannot help doing, so that all the
+            rest is held to the bound.
         free_numbers: whole numbers of config.json that no shape of this family depends on.
         dtype, shards, seed: of the weights.
         gains: factors by parts of tensor names, so that the image is heard in the answer.
@@ -68,12 +72,14 @@ class Recipe:
     pre: str = "qwen2"
     adapt: Callable[[Path], object] | None = None
     refused: str = ""
+    refused_mmproj: str = ""
     options: tuple[str, ...] = ()
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     outtypes: tuple[str, ...] = ("auto", "f16", "f32")
     mended: Mapping[str, str] = field(default_factory=dict[str, str])
     mended_keys: Mapping[str, str] = field(default_factory=dict[str, str])
     unreachable: float = 0.0
+    emulate: Callable[[Any], object] | None = None
     free_numbers: tuple[str, ...] = ()
     dtype: str = "BF16"
     shards: int = 1
