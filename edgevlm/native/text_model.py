@@ -20,6 +20,7 @@ from edgevlm.native import ggml
 from edgevlm.native.devices import offload_handles
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
+from edgevlm.native.vocabulary import tokenize
 
 _ROPE_WITH_SECTIONS = (8, 40)  # LLAMA_ROPE_TYPE_MROPE, LLAMA_ROPE_TYPE_IMROPE
 _N_POSITIONS_MROPE = 4
@@ -96,17 +97,7 @@ class TextModel:
             text: any text; lone surrogates are replaced.
             parse_special: whether control tokens written out in `text` become those tokens.
         """
-        data = text.encode("utf-8", "replace")
-        n_room = len(data) + 8
-        for _ in range(2):
-            ids = (ctypes.c_int32 * n_room)()
-            n_tokens = self._c.llama_tokenize(
-                self.vocab, data, len(data), ids, n_room, False, parse_special
-            )
-            if n_tokens >= 0:
-                return ids[:n_tokens]
-            n_room = -n_tokens
-        raise ModelLoadError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return tokenize(self.vocab, text, parse_special=parse_special)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes that `token` stands for: a piece of UTF-8, perhaps not a whole one.
