@@ -64,7 +64,7 @@ def build_vision(source: Source) -> Part:
             "clip.projector_type": string(_PROJECTOR_TYPE),
             "clip.use_gelu": boolean(True),
             "clip.vision.spatial_merge_size": u32(2),
-            **epsilon_metadata(source.text),
+            **epsilon_metadata(),
             "clip.vision.is_deepstack_layers": array(
                 "BOOL", [layer in deepstack for layer in range(n_layers)]
             ),

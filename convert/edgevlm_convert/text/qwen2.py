@@ -7,7 +7,7 @@ conversion/qwen.py and qwenvl.py; defaults from transformers' `Qwen2Config`, `Qw
 
 from __future__ import annotations
 
-from edgevlm_convert.config import MAX_LAYERS, Section
+from edgevlm_convert.config import Section
 from edgevlm_convert.family import Part, Source, TextArchitecture
 from edgevlm_convert.metadata import Value, array
 from edgevlm_convert.rules import Rule
@@ -36,6 +36,8 @@ _DEFAULTS = {
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
     "vocab_size": 151936,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
 }
 _VL_DEFAULTS = {
     **_DEFAULTS,
@@ -46,9 +48,11 @@ _VL_DEFAULTS = {
     "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5,
     "vocab_size": 152064,
+    "max_window_layers": 80,
 }
 _VL_THETA = 1_000_000.0
 _VL_SECTIONS = (16, 24, 24)
+_MAX_CONTEXT = 1 << 31
 
 
 def build_qwen2(source: Source) -> Part:
@@ -94,15 +98,23 @@ def build_qwen2_vl(source: Source) -> Part:
 
 def _sizes(text: Section) -> Sizes:
     text.require("hidden_act", ("silu",), default="silu")
-    if text.boolean("use_sliding_window", default=False):
-        n_layers = text.integer("num_hidden_layers", low=1, high=MAX_LAYERS)
-        if text.integer("max_window_layers", low=0, high=1 << 31, default=n_layers) < n_layers:
-            text.fail(
-                "use_sliding_window", "false: llama.cpp attends to all tokens in this architecture"
-            )
     sizes = read_sizes(text)
     require_usual_heads(text, sizes)
+    if text.boolean("use_sliding_window", default=False) and _has_windows(text, sizes.n_layers):
+        text.fail(
+            "use_sliding_window", "false: llama.cpp attends to all tokens in this architecture"
+        )
     return sizes
+
+
+def _has_windows(text: Section, n_layers: int) -> bool:
+    """Return whether a layer attends to less than the longest context."""
+    longest = text.integer("max_position_embeddings", low=1, high=_MAX_CONTEXT)
+    if text.integer("sliding_window", low=1, high=_MAX_CONTEXT) >= longest:
+        return False
+    if text.has("layer_types"):
+        return "sliding_attention" in text.texts("layer_types")
+    return text.integer("max_window_layers", low=0, high=_MAX_CONTEXT) < n_layers
 
 
 def _tail(name: str, text: Section, sizes: Sizes, rope: Rope) -> dict[str, Value]:

@@ -114,7 +114,8 @@ def _factor(rope: Section) -> float:
 
 def _original_context(rope: Section, text: Section) -> int:
     key = "original_max_position_embeddings"
-    source = rope if rope.has(key) else text
+    # transformers puts the outer one first.
+    source = text if text.has(key) else rope
     fallback = text.integer("max_position_embeddings", low=1, high=_MAX_CONTEXT)
     return source.integer(key, low=1, high=_MAX_CONTEXT, default=fallback)
 
@@ -131,20 +132,22 @@ def _yarn(rope: Section, text: Section) -> dict[str, Value]:
         "factor": f32(factor),
         "original_context_length": u32(_original_context(rope, text)),
     }
-    for key in ("beta_fast", "beta_slow"):
+    for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+        # Its runtime reads these keys for architectures that no family here has.
+        rope.require(key, (usual, int(usual)), default=usual)
         if rope.has(key):
-            values[f"yarn_{key}"] = f32(rope.number(key, low=0, high=1e6))
+            values[f"yarn_{key}"] = f32(usual)
     rope.require("truncate", (True,), default=True)
-    usual = _mscale(factor, 1.0)
-    wanted = usual
+    ordinary = _mscale(factor, 1.0)
+    wanted = ordinary
     if rope.has("mscale") and rope.has("mscale_all_dim"):
         scales = [rope.number(key, low=0, high=1e3) for key in ("mscale", "mscale_all_dim")]
         if all(scales):
             wanted = _mscale(factor, scales[0]) / _mscale(factor, scales[1])
     if rope.has("attention_factor"):
         wanted = rope.number("attention_factor", low=1e-3, high=1e3)
-    if wanted != usual:
-        values["attn_factor"] = f32(wanted / usual)
+    if wanted != ordinary:
+        values["attn_factor"] = f32(wanted / ordinary)
     return values
 
 

@@ -30,6 +30,10 @@ def check_qwen_tower(vision: Section, sizes: TowerSizes) -> None:
         vision.require(key, (3,), default=3)
     if (sizes.n_embd // sizes.n_head) % 4:
         vision.fail("num_heads", f"heads of {sizes.n_embd} channels in all, each divisible by 4")
+    if vision.has("rope_parameters"):
+        rope = vision.section("rope_parameters")
+        rope.require("rope_theta", (10000, 10000.0), default=10000)
+        rope.require("rope_type", ("axial", "default"), default="axial")
 
 
 def patch_rules(prefix: str, sizes: TowerSizes, *, bias: bool) -> list[Rule]:
@@ -53,13 +57,12 @@ def patch_rules(prefix: str, sizes: TowerSizes, *, bias: bool) -> list[Rule]:
     return rules
 
 
-def epsilon_metadata(config: Section) -> dict[str, Value]:
+def epsilon_metadata() -> dict[str, Value]:
     """Return the key of the vision norms' epsilon.
 
-    transformers fixes it at 1e-6; llama.cpp's converter takes the text model's.
+    transformers fixes it; llama.cpp's converter takes the text model's where it finds one.
     """
-    epsilon = config.number("rms_norm_eps", low=1e-12, high=1, default=1e-6)
-    return {"clip.vision.attention.layer_norm_epsilon": f32(epsilon)}
+    return {"clip.vision.attention.layer_norm_epsilon": f32(1e-6)}
 
 
 def read_n_out(source: Source, key: str) -> int:
@@ -131,8 +134,4 @@ def read_qwen3_tower(vision: Section) -> tuple[TowerSizes, int]:
     )
     check_qwen_tower(vision, sizes)
     vision.require("hidden_act", ("gelu_pytorch_tanh", "gelu"), default="gelu_pytorch_tanh")
-    if vision.has("rope_parameters"):
-        rope = vision.section("rope_parameters")
-        rope.require("rope_theta", (10000, 10000.0), default=10000)
-        rope.require("rope_type", ("axial", "default"), default="axial")
     return sizes, n_positions

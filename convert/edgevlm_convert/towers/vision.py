@@ -45,7 +45,13 @@ class TowerSizes:
 
 
 def read_tower(
-    vision: Section, *, layers: str, heads: str, image_size: int, n_embd: str = "hidden_size"
+    vision: Section,
+    *,
+    layers: str,
+    heads: str,
+    image_size: int,
+    n_embd: str = "hidden_size",
+    n_ff: int | None = None,
 ) -> TowerSizes:
     """Return the sizes of a tower.
 
@@ -55,6 +61,7 @@ def read_tower(
         heads: key of the number of heads.
         image_size: side of the image in pixels.
         n_embd: key of the width.
+        n_ff: width inside a feed-forward network, None: what `intermediate_size` says.
 
     Raises:
         CheckpointError: a size is missing, absurd, or does not go with another.
@@ -62,7 +69,7 @@ def read_tower(
     sizes = TowerSizes(
         n_layers=vision.integer(layers, low=1, high=MAX_LAYERS),
         n_embd=vision.integer(n_embd, low=1, high=MAX_WIDTH),
-        n_ff=vision.integer("intermediate_size", low=1, high=MAX_WIDTH),
+        n_ff=n_ff or vision.integer("intermediate_size", low=1, high=MAX_WIDTH),
         n_head=vision.integer(heads, low=1, high=MAX_HEADS),
         patch_size=read_patch_size(vision),
         image_size=image_size,

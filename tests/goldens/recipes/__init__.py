@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from tests.goldens.recipe import Recipe
+from tests.goldens.recipes import qwen2_5_vl, qwen2_vl
 from tests.goldens.recipes.qwen3_vl import RECIPE as QWEN3_VL
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (QWEN3_VL,)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        QWEN3_VL,
+        qwen2_vl.RECIPE,
+        qwen2_vl.LINEAR,
+        qwen2_vl.YARN,
+        qwen2_5_vl.RECIPE,
+        qwen2_5_vl.YARN,
+    )
+}
