@@ -1,7 +1,9 @@
 """Every error a user can cause, as one tree.
 
     EdgeVLMError
-    ├── SourceNotFoundError            the path or model named does not exist
+    ├── SourceNotFoundError            the path, model or repository named does not exist
+    ├── HubError                       the Hub refuses, or sends what it did not list
+    │   └── HubUnreachableError        no answer from the Hub
     ├── CheckpointError                a checkpoint that is broken, hostile or incomplete
     │   └── UnsupportedArchitectureError   no family claims its config
     ├── ConversionError                a tensor, token or option that cannot be carried over
@@ -42,7 +44,15 @@ class EdgeVLMError(Exception):
 
 
 class SourceNotFoundError(EdgeVLMError):
-    """The path or model that was named does not exist."""
+    """The path, model or repository that was named does not exist."""
+
+
+class HubError(EdgeVLMError):
+    """The Hub refuses a repository, or sends something else than it listed."""
+
+
+class HubUnreachableError(HubError):
+    """The Hub gives no answer, or none that could be waited for."""
 
 
 class CheckpointError(EdgeVLMError):

@@ -46,14 +46,19 @@ def human_bytes(n_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
-def check_free_space(folder: Path, n_bytes: int) -> None:
+def check_free_space(
+    folder: Path,
+    n_bytes: int,
+    *,
+    hint: str = "free some space, or choose another folder with --out",
+) -> None:
     """Raise OutputError when the file system of `folder` has no room for `n_bytes` more."""
     free = shutil.disk_usage(_existing_parent(folder)).free
     if n_bytes + _SPARE_BYTES > free:
         raise OutputError(
             f"not enough disk space in `{folder}`: {human_bytes(n_bytes)} needed, "
             f"{human_bytes(free)} free",
-            hint="free some space, or choose another folder with --out",
+            hint=hint,
         )
 
 

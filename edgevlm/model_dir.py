@@ -102,9 +102,18 @@ class Manifest(_Record):
 
 
 def describe_file(
-    path: Path, *, name: str, role: Role, level: str, profile: str | None
+    path: Path,
+    *,
+    name: str,
+    role: Role,
+    level: str,
+    profile: str | None,
+    sha256: str | None = None,
 ) -> FileEntry:
-    """Return the entry of the GGUF file at `path` (temporary or final) under its final `name`."""
+    """Return the entry of the GGUF file at `path` (temporary or final) under its final `name`.
+
+    `sha256` is computed where it is not known.
+    """
     file = read_gguf(path)
     status = path.stat()
     return FileEntry(
@@ -114,7 +123,7 @@ def describe_file(
         profile=profile,
         n_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        sha256=sha256_file(path),
+        sha256=sha256 or sha256_file(path),
         bits_per_weight=round(file.bits_per_weight, 4),
         tensor_types=file.type_histogram(),
     )
@@ -210,6 +219,12 @@ def open_model_dir(folder: Path) -> ModelDir:
             continue
         entry = entries.get(path.name)
         try:
+            if not path.exists():
+                raise GGUFError(
+                    f"`{path}` is a link to a file that is gone",
+                    hint="download it again: `edgevlm chat -m "
+                    f"{(manifest and manifest.source.repo) or 'ORG/NAME'}`",
+                )
             files.append(_known_file(path, entry) if entry else _found_file(path))
         except GGUFError as error:
             if entry is not None:

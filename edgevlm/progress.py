@@ -6,11 +6,13 @@ Domain code takes `progress: Progress = SILENT` and reports bytes or items;
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
 Unit = Literal["bytes", "items"]
+# Told what happens meanwhile, a sentence each.
+Note = Callable[[str], None]
 
 
 class Advance(Protocol):
@@ -40,3 +42,7 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+
+
+def unheard(text: str, /) -> None:
+    """Be a Note that nobody hears."""

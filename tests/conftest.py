@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.hub_server import HubServer, point_at
+
 # A shell starts background jobs with SIGINT ignored, and every child inherits that: the tests of
 # Ctrl-C would then wait for an interrupt that nobody hears.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test asks the Hub; those of edgevlm.hub ask one of their own, on this machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = "/nonexistent"
 
 LEVELS = ("Q8_0", "Q5_K_M", "Q4_K_M")
 
@@ -17,8 +25,6 @@ LEVELS = ("Q8_0", "Q5_K_M", "Q4_K_M")
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keep the tests out of the user's cache."""
-    import os
-
     folder = tmp_path_factory.mktemp("cache")
     os.environ["EDGEVLM_CACHE"] = str(folder)
     return folder
@@ -53,3 +59,10 @@ def shapes_dir(tmp_path_factory: pytest.TempPathFactory, shapes_checkpoint: Path
         plan = plan_quantization(open_model_dir(folder), level=level)
         quantize_model(plan)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that the environment names; the cache is `tmp_path/home/hub`."""
+    with HubServer() as server, point_at(server.endpoint, tmp_path / "home", monkeypatch):
+        yield server

@@ -54,6 +54,8 @@ OWNERS = {
     "typer": "edgevlm.cli",
     "rich": "edgevlm.cli",
     "transformers": "edgevlm.verify",
+    "huggingface_hub": "edgevlm.hub",
+    "httpx2": "edgevlm.hub",
     "click": "nobody: typer vendors it",
     "torch": "nobody",
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -27,6 +27,29 @@ def cache_folder() -> Path:
     """Return the user's cache folder for edgevlm; `EDGEVLM_CACHE` names another."""
     named = os.environ.get("EDGEVLM_CACHE")
     return Path(named) if named else user_cache_path("edgevlm", appauthor=False)
+
+
+def models_folder() -> Path:
+    """Return where the cache keeps models, each in a folder of its own."""
+    return cache_folder() / _MODELS
+
+
+@contextmanager
+def cache_lock(folder: Path) -> Generator[None]:
+    """Make `folder` in the cache and hold its lock; wait for another run that builds the same.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into the cache `{folder}`: {error.strerror}",
+            hint="set EDGEVLM_CACHE to a folder that can be written",
+        ) from error
+    with folder_lock(folder, wait=True):
+        yield
 
 
 def remember_model(name: str) -> None:

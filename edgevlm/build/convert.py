@@ -73,6 +73,7 @@ def convert_model(
     level: str | None = None,
     mmproj_level: str | None = None,
     force: bool = False,
+    origin: Source | None = None,
     n_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Built:
@@ -86,6 +87,7 @@ def convert_model(
         level: quantize in the same pass, to a level's name or a profile's path.
         mmproj_level: "F16", "BF16" or "Q8_0"; None: the level's own, or as `outtype`.
         force: replace what exists.
+        origin: repository and commit of a checkpoint of the Hub, for the manifest.
         n_threads: encoders at work; None: one per processor.
         progress: told the bytes written.
 
@@ -100,7 +102,8 @@ def convert_model(
         same = before is not None and before.source.sha256 == hashes()
         if before is not None and not same and not force:
             raise OutputExistsError(
-                f"`{folder}` holds a model from another checkpoint (`{before.source.path}`)",
+                f"`{folder}` holds a model from another checkpoint "
+                f"(`{before.source.repo or before.source.path}`)",
                 hint="choose another folder with --out, or give --force to replace it",
             )
         files, kept = _without_kept(planned.files, before if same else None, force=force)
@@ -109,7 +112,7 @@ def convert_model(
             folder, names=[file.name for file in files], n_bytes=n_bytes, force=force
         ) as output:
             written = write_files(output, files, n_threads=n_threads, progress=progress)
-            manifest = _manifest(planned.conversion, source, hashes())
+            manifest = _manifest(planned.conversion, source, hashes(), origin or Source())
             if same and before is not None:
                 manifest = manifest.model_copy(update={"files": before.files})
             manifest = manifest.with_files(written)
@@ -252,12 +255,14 @@ def _without_kept(
     return [file for file in files if file.name not in kept], kept
 
 
-def _manifest(conversion: ConversionPlan, source: Path, hashes: dict[str, str]) -> Manifest:
+def _manifest(
+    conversion: ConversionPlan, source: Path, hashes: dict[str, str], origin: Source
+) -> Manifest:
     ledger = conversion.ledger
     return Manifest(
         name=conversion.name,
         family=conversion.family,
-        source=Source(path=str(source.resolve()), sha256=hashes),
+        source=origin.model_copy(update={"path": str(source.resolve()), "sha256": hashes}),
         files=[],
         ledger=LedgerRecord(
             n_source_tensors=ledger.n_source_tensors,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm import __version__
-from edgevlm.build.cache import cache_folder, last_model, remember_model
-from edgevlm.build.source import checkpoint_of, source_hashes
-from edgevlm.errors import GGUFError, OutputError, SourceNotFoundError
-from edgevlm.files import folder_lock
+from edgevlm.build.cache import cache_lock, last_model, models_folder, remember_model
+from edgevlm.build.source import checkpoint_of, path_exists, source_hashes
+from edgevlm.errors import GGUFError, SourceNotFoundError
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
     MANIFEST_NAME,
@@ -21,7 +20,10 @@ from edgevlm.model_dir import (
     open_model_dir,
     role_and_level,
 )
-from edgevlm.progress import SILENT, Progress
+from edgevlm.progress import SILENT, Note, Progress, unheard
+
+if TYPE_CHECKING:
+    from edgevlm.hub.name import HubName
 
 BUILT_IN = "shapes"
 
@@ -51,36 +53,47 @@ def resolve_model(
     level: str | None = None,
     mmproj: Path | None = None,
     progress: Progress = SILENT,
+    note: Note = unheard,
 ) -> ResolvedModel:
-    """Find the files of a model; build what is missing and can be built.
+    """Find the files of a model; build or download what is missing.
 
-    An existing path wins, then the built-in `shapes`. Level: asked, else most recently written.
-    Projector: `mmproj`, else the one at the text model's own level, else Q8_0 with a quantized
-    text model, else the newest beside the model.
+    An existing path wins, then the built-in `shapes`, then a repository of the Hub. Level: asked,
+    else most recently written, for a repository new to the cache Q4_K_M. Projector: `mmproj`, else
+    the one at the text model's own level, else Q8_0 with a quantized text model, else the newest
+    beside the model.
 
     Args:
-        name: path of a model directory or .gguf file, or `shapes`; None: the model used last,
-            else `shapes`.
+        name: path of a model directory or .gguf file, `shapes`, or `org/name@revision`; None: the
+            model used last, else `shapes`.
         level: the text model's level.
         mmproj: the projector's file.
-        progress: told the bytes of what is built.
+        progress: told the bytes of what is built, and downloaded.
+        note: told about a download.
 
     Raises:
         SourceNotFoundError: nothing of that name, or not at that level.
         GGUFError: a file of the wrong kind.
+        HubError: the Hub refuses, or sends something else than it listed.
     """
     if mmproj is not None and not mmproj.is_file():
         raise SourceNotFoundError(f"no file `{mmproj}`", hint="check the path given to --mmproj")
     chosen = name or last_model() or BUILT_IN
     path = Path(chosen)
     if path.is_file():
-        found = _from_file(path, level=level, mmproj=mmproj)
+        file = _from_file(path, level=level, mmproj=mmproj)
         remember_model(str(path.absolute()))
-        return found
-    model = open_model(chosen, progress=progress)
+        return file
+    hub_name = _hub_name(chosen)
+    if hub_name is None:
+        model = open_model(chosen, progress=progress)
+    else:
+        from edgevlm.build.hub_model import hub_model
+
+        found = hub_model(hub_name, level=level, progress=progress, note=note)
+        model, level = open_model_dir(found.folder), found.level
     text, notes = _text_of(model, level, progress)
     projector, more = _mmproj_of(text, mmproj)
-    remember_model(BUILT_IN if chosen == BUILT_IN else str(path.absolute()))
+    remember_model(BUILT_IN if chosen == BUILT_IN else str(model.folder.absolute()))
     return ResolvedModel(
         name=model.manifest.name if model.manifest else model.folder.name,
         level=text.level,
@@ -90,7 +103,9 @@ def resolve_model(
     )
 
 
-def open_source(name: str | None, *, progress: Progress = SILENT) -> tuple[ModelDir, Path | None]:
+def open_source(
+    name: str | None, *, progress: Progress = SILENT, note: Note = unheard
+) -> tuple[ModelDir, Path | None]:
     """Open the model to make a level from.
 
     Returns:
@@ -98,11 +113,26 @@ def open_source(name: str | None, *, progress: Progress = SILENT) -> tuple[Model
     """
     chosen = name or last_model() or BUILT_IN
     path = Path(chosen)
+    hub_name = _hub_name(chosen)
+    if hub_name is not None:
+        from edgevlm.build.hub_model import hub_model
+
+        found = hub_model(hub_name, is_source=True, progress=progress, note=note)
+        return open_model_dir(found.folder), None
     if not path.is_file():
         return open_model(chosen, progress=progress), None
     if role_and_level(path)[0] == "mmproj":
         raise _projector_named(path)
     return open_model_dir(path.absolute().parent), path.absolute()
+
+
+def _hub_name(name: str) -> HubName | None:
+    """Return the repository that `name` stands for, None where it is something nearer."""
+    if name == BUILT_IN or path_exists(name):
+        return None
+    from edgevlm.hub.name import parse_hub_name
+
+    return parse_hub_name(name)
 
 
 def open_model(name: str, *, progress: Progress = SILENT) -> ModelDir:
@@ -119,7 +149,7 @@ def open_model(name: str, *, progress: Progress = SILENT) -> ModelDir:
         return open_model_dir(_build_built_in(progress))
     raise SourceNotFoundError(
         f"no model `{name}`",
-        hint="give a model directory, a .gguf file, or `shapes` (built in)",
+        hint="give a model directory, a .gguf file, `shapes` (built in), or ORG/NAME of the Hub",
     )
 
 
@@ -138,7 +168,7 @@ def built_in_folder() -> Path:
 def _kept_folder(name: str, hashes: Mapping[str, str]) -> Path:
     """Return where the cache keeps what this version makes of the checkpoint with these hashes."""
     digest = sha256("".join(f"{file} {value}\n" for file, value in sorted(hashes.items())).encode())
-    return cache_folder() / "models" / f"{name}-{__version__}-{digest.hexdigest()[:12]}" / name
+    return models_folder() / f"{name}-{__version__}-{digest.hexdigest()[:12]}" / name
 
 
 def _build_built_in(progress: Progress) -> Path:
@@ -148,7 +178,7 @@ def _build_built_in(progress: Progress) -> Path:
     # Imported only where something is built: the converter costs a quarter of a second.
     from edgevlm.build.convert import convert_model
 
-    with _cache_lock(folder.parent):
+    with cache_lock(folder.parent):
         if not (folder / MANIFEST_NAME).exists():
             convert_model(
                 built_in_checkpoint(),
@@ -159,20 +189,6 @@ def _build_built_in(progress: Progress) -> Path:
                 progress=progress,
             )
     return folder
-
-
-@contextmanager
-def _cache_lock(folder: Path) -> Generator[None]:
-    """Make `folder` in the cache and hold its lock; wait for another run that builds the same."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into the cache `{folder}`: {error.strerror}",
-            hint="set EDGEVLM_CACHE to a folder that can be written",
-        ) from error
-    with folder_lock(folder, wait=True):
-        yield
 
 
 def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> ResolvedModel:
@@ -219,20 +235,34 @@ def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
         levels = ", ".join(file.level for file in model.of_role("text"))
         raise SourceNotFoundError(
             f"`{model.folder}` has no level {level} (it has: {levels or 'none'})",
-            hint=f"make it: `edgevlm quantize {model.folder} --level {level}`",
+            hint=f"make it: `{_command(model, level)}`",
         )
-    folder = _kept_folder(manifest.name, manifest.source.sha256)
-    with _cache_lock(folder.parent):
+    folder = model.folder
+    if not folder.is_relative_to(models_folder()):
+        folder = _kept_folder(manifest.name, manifest.source.sha256)
+    with cache_lock(folder.parent):
         if (folder / MANIFEST_NAME).exists():
             found = open_model_dir(folder).find("text", level)
             if found is not None:
                 return found
         built = convert_model(
-            checkpoint, out=folder, name=manifest.name, level=level, progress=progress
+            checkpoint,
+            out=folder,
+            name=manifest.name,
+            level=level,
+            origin=manifest.source,
+            progress=progress,
         )
     entry = next(entry for entry in built.written if entry.role == "text")
     path = folder / entry.name
     return ModelFile(path=path, role="text", level=entry.level, mtime_ns=entry.mtime_ns, known=True)
+
+
+def _command(model: ModelDir, level: str) -> str:
+    source = model.manifest.source if model.manifest else None
+    if source is not None and source.repo and source.revision:
+        return f"edgevlm chat -m {source.repo}@{source.revision} --level {level}"
+    return f"edgevlm quantize {model.folder} --level {level}"
 
 
 def _mmproj_of(text: ModelFile, asked: Path | None) -> tuple[Path | None, tuple[str, ...]]:

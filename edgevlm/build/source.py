@@ -1,15 +1,101 @@
-"""The checkpoint that a model was made from: is it still there, with the same bytes?"""
+"""The checkpoint that a model is made from: where it is, and whether its bytes have changed."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from edgevlm.files import sha256_file
-from edgevlm.model_dir import Manifest
+from edgevlm.model_dir import Manifest, Source
+from edgevlm.progress import SILENT, Note, Progress, unheard
+
+if TYPE_CHECKING:
+    from edgevlm.hub.listing import Listing
 
 # The files of a checkpoint that decide what comes out of a conversion.
-_SOURCE_PATTERNS = ("*.safetensors", "*.json", "*.jinja")
+_SOURCE_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "additional_chat_templates/*.jinja",
+)
+# As the converter itself reads config.json.
+_MAX_CONFIG_BYTES = 4_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCheckpoint:
+    """A checkpoint as a user named it.
+
+    Attributes:
+        folder: where it is; it may not exist.
+        name: the model's name, None: the folder's.
+        origin: repository and commit, where it comes from the Hub.
+    """
+
+    folder: Path
+    name: str | None = None
+    origin: Source | None = None
+
+
+def find_checkpoint(
+    named: str, *, progress: Progress = SILENT, note: Note = unheard
+) -> NamedCheckpoint:
+    """Return the checkpoint that `named` stands for; one of the Hub is downloaded.
+
+    Args:
+        named: a path, which wins, or `org/name`, `org/name@revision`, an address of the Hub.
+        progress: told the bytes of a download.
+        note: told about waiting, and what was downloaded.
+
+    Raises:
+        SourceNotFoundError: no such repository or revision.
+        HubError: the Hub refuses, or sends something else than it listed.
+    """
+    if path_exists(named):
+        return NamedCheckpoint(folder=Path(named))
+    from edgevlm.hub.name import parse_hub_name
+
+    hub_name = parse_hub_name(named)
+    if hub_name is None:
+        return NamedCheckpoint(folder=Path(named))
+    from edgevlm.hub.listing import list_repo
+
+    return download_checkpoint(list_repo(hub_name, note=note), progress=progress)
+
+
+def download_checkpoint(listing: Listing, *, progress: Progress = SILENT) -> NamedCheckpoint:
+    """Return the checkpoint of a repository; its weights come when its config can be converted."""
+    from edgevlm.hub.fetch import fetch_checkpoint
+
+    found = fetch_checkpoint(listing, progress=progress, before_weights=_check_config)
+    return NamedCheckpoint(
+        folder=found.folder,
+        name=found.name,
+        origin=Source(repo=found.repo, revision=found.commit),
+    )
+
+
+def path_exists(named: str) -> bool:
+    """Whether `named` is a path; no path where the system cannot even look for it."""
+    with suppress(OSError, ValueError):
+        return Path(named).exists()
+    return False
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse an architecture that no family knows, before gigabytes are downloaded."""
+    from edgevlm_convert.config import Section
+    from edgevlm_convert.families import find_family, find_text_model
+    from edgevlm_convert.json_file import read_json
+
+    fields = read_json(folder / "config.json", max_bytes=_MAX_CONFIG_BYTES)
+    config = Section(fields, file="config.json")
+    find_text_model(find_family(config), config)
 
 
 def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
@@ -20,7 +106,9 @@ def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
     paths = sorted(path for pattern in _SOURCE_PATTERNS for path in source.glob(pattern))
     # Opening a pipe would wait for a writer.
     files = [path for path in paths if path.is_file()]
-    return {path.name: sha256_file(path, stopped=stopped) for path in files}
+    return {
+        path.relative_to(source).as_posix(): sha256_file(path, stopped=stopped) for path in files
+    }
 
 
 def checkpoint_of(manifest: Manifest | None) -> Path | None:

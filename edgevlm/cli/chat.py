@@ -101,6 +101,7 @@ def chat(
     with ExitStack() as stack:
         # While the engine's process imports what it needs, so does this one.
         ahead = stack.enter_context(start_worker())
+        from functools import partial
         from time import perf_counter
 
         from edgevlm.build.resolve import resolve_model
@@ -114,7 +115,11 @@ def chat(
         pictures, reading_ms = _read_images(names, max_pixels, has_prompt=prompt is not None)
         question = "" if is_talk else _question(prompt)
         found = resolve_model(
-            model, level=level, mmproj=mmproj, progress=console.progress_for(json=json, quiet=quiet)
+            model,
+            level=level,
+            mmproj=mmproj,
+            progress=console.progress_for(json=json, quiet=quiet),
+            note=partial(console.note, quiet=quiet),
         )
         for text in found.notes:
             console.note(text, quiet=quiet)

@@ -30,10 +30,11 @@ OUTTYPES: dict[OutType, Literal["auto", "f16", "bf16", "f32"]] = {
 
 def convert(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SOURCE",
-            help="Checkpoint folder: config.json, tokenizer and safetensors.",
+            help="Checkpoint folder (config.json, tokenizer and safetensors), or a repository of "
+            "the Hub: ORG/NAME, ORG/NAME@REVISION or its address.",
             show_default=False,
         ),
     ],
@@ -71,26 +72,32 @@ def convert(
     Writes the text model, the projector (mmproj) and a manifest into a model directory.
     With `--level` the quantized files are written in the same pass, with no 16-bit file between.
     """
+    from functools import partial
     from time import perf_counter
 
     from edgevlm.build.cache import remember_model
     from edgevlm.build.convert import convert_model
+    from edgevlm.build.source import find_checkpoint
     from edgevlm.cli import console
     from edgevlm.cli.built import show_built
 
     if level is not None and outtype is not OutType.AUTO:
         raise typer.BadParameter("--outtype names a float file; with --level leave it out")
+    progress = console.progress_for(json=json, quiet=quiet)
+    note = partial(console.note, quiet=quiet or json)
+    checkpoint = find_checkpoint(source, progress=progress, note=note)
     start = perf_counter()
     built = convert_model(
-        source,
+        checkpoint.folder,
         out=out,
-        name=name,
+        name=name or checkpoint.name,
         outtype=OUTTYPES[outtype],
         level=level,
         mmproj_level=mmproj_level,
         force=force,
+        origin=checkpoint.origin,
         n_threads=threads,
-        progress=console.progress_for(json=json, quiet=quiet),
+        progress=progress,
     )
     remember_model(str(built.folder.absolute()))
     show_built(built, json=json, quiet=quiet, seconds=perf_counter() - start, ledger=True)

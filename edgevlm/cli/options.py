@@ -57,7 +57,7 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A model directory, a .gguf file, or `shapes` (built in); "
+        help="A model directory, a .gguf file, `shapes` (built in), or ORG/NAME of the Hub; "
         "left out: the model written or used last.",
         show_default=False,
     ),
@@ -68,7 +68,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A model directory, a .gguf file, or `shapes` (built in); "
+        help="A model directory, a .gguf file, `shapes` (built in), or ORG/NAME of the Hub; "
         "left out: the model written or used last.",
         show_default=False,
     ),

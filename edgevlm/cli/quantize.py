@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +36,7 @@ def quantize(
     The text model gets LEVEL, the projector Q8_0 or what --mmproj-level says; both are written
     beside the source.
     """
+    from functools import partial
     from time import perf_counter
 
     from edgevlm.build.cache import remember_model
@@ -47,7 +47,8 @@ def quantize(
 
     start = perf_counter()
     progress = console.progress_for(json=json, quiet=quiet)
-    directory, text = open_source(model, progress=progress)
+    note = partial(console.note, quiet=quiet or json)
+    directory, text = open_source(model, progress=progress, note=note)
     plan = plan_quantization(
         directory,
         level=level,
@@ -66,5 +67,6 @@ def quantize(
         progress=progress,
     )
     if model is not None:
-        remember_model(model if model == "shapes" else str(Path(model).absolute()))
+        named = text or directory.folder.absolute()
+        remember_model(model if model == "shapes" else str(named))
     show_built(built, json=json, quiet=quiet, seconds=perf_counter() - start, ledger=False)
