@@ -64,10 +64,13 @@ class ImageSpan:
         template: what the chat template prints for one image.
         runtime_tokens: control tokens that libmtmd writes around the image itself; a vocabulary
             without one gives wrong prompts, or ends the process.
+        around: plain text that the checkpoint's own processor writes before and after an image, and
+            libmtmd does not.
     """
 
     template: str
     runtime_tokens: tuple[str, ...]
+    around: tuple[str, str] = ("", "")
 
 
 _QWEN = ImageSpan(
@@ -80,6 +83,11 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
     "qwen2vl_merger": _QWEN,
     "qwen2.5vl_merger": _QWEN,
     "qwen3vl_merger": _QWEN,
+    "gemma3": ImageSpan(
+        template="<start_of_image>",
+        runtime_tokens=("<start_of_image>", "<end_of_image>"),
+        around=("\n\n", "\n\n"),
+    ),
 }
 
 
@@ -247,13 +255,16 @@ class ChatTemplate:
         """Cut the pieces where the template wrote an image; n images make n + 1 groups."""
         groups: list[list[tuple[str, bool]]] = [[]]
         span = self._image_span.template if self._image_span else None
+        before, after = self._image_span.around if self._image_span else ("", "")
         for text, trusted in pieces:
             if not trusted or span is None:
                 groups[-1].append((text, trusted))
                 continue
             first, *others = text.split(span)
             groups[-1].append((first, True))
-            groups += [[(other, True)] for other in others]
+            for other in others:
+                groups[-1].append((before, True))
+                groups.append([(after, True), (other, True)])
         n_found = len(groups) - 1
         if n_found != n_images:
             raise PromptError(

@@ -12,7 +12,7 @@ import pytest
 from edgevlm_convert import plan_conversion
 
 from edgevlm.errors import EdgeVLMError
-from tests.synthetic import write_safetensors
+from tests.synthetic import write_json, write_safetensors
 
 Header = dict[str, Any]
 EditJson = Callable[[str, Callable[[Header], object]], None]
@@ -42,6 +42,20 @@ def drop_tensor(folder: Path, name: str) -> None:
             if other != name
         },
     )
+
+
+def rename_tensors(folder: Path, new_name: Callable[[str], str]) -> None:
+    """Give every tensor of a checkpoint, in as many files as it has, another name."""
+    weight_map: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        header, data = split_safetensors(path)
+        header.pop("__metadata__", None)
+        header = {new_name(name): entry for name, entry in header.items()}
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        weight_map |= dict.fromkeys(header, path.name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def error_of(folder: Path) -> EdgeVLMError:

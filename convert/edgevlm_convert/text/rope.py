@@ -68,7 +68,15 @@ def read_rope(
     Raises:
         CheckpointError: a scaling type that llama.cpp does not compute, or a broken one.
     """
-    rope = rope_section(text)
+    return read_rope_of(
+        rope_section(text), text, head_dim=head_dim, kinds=kinds, default_theta=default_theta
+    )
+
+
+def read_rope_of(
+    rope: Section, text: Section, *, head_dim: int, kinds: Sequence[str], default_theta: float
+) -> Rope:
+    """Return the rotary settings that stand in one section, as `read_rope`."""
     for section in (text, rope):
         section.require("partial_rotary_factor", (1.0, 1), default=1.0)
     theta = read_theta(rope, text, default=default_theta)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from edgevlm_convert.config import Section
 from edgevlm_convert.metadata import Value, boolean
-from edgevlm_convert.rules import Drop, Rename, Rule
+from edgevlm_convert.rules import Drop, Precision, Rename, Rule
 from edgevlm_convert.towers.vision import TowerSizes, pair, read_image_size, read_tower
 
 SIGLIP_DEFAULTS: Mapping[str, object] = {
@@ -64,13 +64,16 @@ def activation_metadata(vision: Section) -> dict[str, Value]:
     return {"clip.use_gelu": boolean(True)}
 
 
-def embedding_rules(prefix: str, sizes: TowerSizes, *, bias: bool = True) -> list[Rule]:
+def embedding_rules(
+    prefix: str, sizes: TowerSizes, *, bias: bool = True, precision: Precision = "f16 or f32"
+) -> list[Rule]:
     """Return the rules of patches and positions of a tower without class token.
 
     Args:
         prefix: of the tower's tensors.
         sizes: of the tower.
         bias: whether the patch kernel has one (SigLIP) or not (CLIP).
+        precision: of the patch kernel.
     """
     patch = f"{prefix}embeddings.patch_embedding"
     rules: list[Rule] = [
@@ -78,7 +81,7 @@ def embedding_rules(prefix: str, sizes: TowerSizes, *, bias: bool = True) -> lis
             source=f"{patch}.weight",
             target="v.patch_embd.weight",
             shape=(sizes.n_embd, 3, sizes.patch_size, sizes.patch_size),
-            precision="f16 or f32",
+            precision=precision,
         ),
         Rename(
             source=f"{prefix}embeddings.position_embedding.weight",
