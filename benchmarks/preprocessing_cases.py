@@ -1,0 +1,154 @@
+"""What preprocessing.py compares: an entry a family, with the settings that its models publish.
+
+The tower is a golden's, small and random, with the published sizes of image and patch; tokenizer
+and text model are the golden's as they are. A new family is a new entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CLIP = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+QWEN_PROCESSOR = "qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One family, with the settings of one of its published models.
+
+    Attributes:
+        name: in the results and on the command line.
+        family: what `edgevlm families` calls it.
+        published: whose settings they are.
+        recipe: the golden that gives config.json, tokenizer and seed.
+        vision: keys of vision_config that the published model has.
+        config: keys of config.json itself.
+        preprocessor: the published preprocessor_config.json, what matters of it.
+        processor: transformers' image processor without torchvision, below transformers.models.
+        options: of each call of it.
+        pixels: what its `pixel_values` are: "patches" of Qwen-VL, in the order that merges them,
+            or whole "tiles".
+    """
+
+    name: str
+    family: str
+    published: str
+    recipe: str
+    vision: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    preprocessor: Mapping[str, Any]
+    processor: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    pixels: Literal["patches", "tiles"] = "tiles"
+
+
+def qwen(name: str, published: str, *, patch_size: int, **vision: int) -> Case:
+    """Return a Qwen-VL family's case; each generation has its own normalisation and bounds."""
+    old = patch_size == 14
+    return Case(
+        name=name,
+        family=name,
+        published=published,
+        recipe=name,
+        vision={"patch_size": patch_size, **vision},
+        preprocessor={
+            **(CLIP if old else HALF),
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "merge_size": 2,
+            "patch_size": patch_size,
+            "size": {
+                "shortest_edge": 3_136 if old else 65_536,
+                "longest_edge": 12_845_056 if old else 16_777_216,
+            },
+            "temporal_patch_size": 2,
+        },
+        processor="qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil",
+        pixels="patches",
+    )
+
+
+def tiled(kind: str, class_name: str, published: str, *, tile: int, patch: int, scale: int) -> Case:
+    """Return a case of Idefics3 or SmolVLM: four tiles along the longest edge."""
+    return Case(
+        name=kind,
+        family="idefics3",
+        published=published,
+        recipe=kind,
+        vision={"image_size": tile, "patch_size": patch},
+        config={"scale_factor": scale},
+        preprocessor={
+            **HALF,
+            "do_image_splitting": True,
+            "image_processor_type": f"{class_name}ImageProcessor",
+            "max_image_size": {"longest_edge": tile},
+            "resample": 1,
+            "size": {"longest_edge": 4 * tile},
+        },
+        processor=f"{kind}.image_processing_pil_{kind}.{class_name}ImageProcessorPil",
+        options={"return_row_col_info": True},
+    )
+
+
+CASES = (
+    qwen("qwen3_vl", "Qwen3-VL-2B", patch_size=16, num_position_embeddings=2304),
+    qwen("qwen3_vl_moe", "Qwen3-VL-30B-A3B", patch_size=16, num_position_embeddings=2304),
+    qwen("qwen3_5", "Qwen3.5-2B", patch_size=16, num_position_embeddings=2304),
+    qwen("qwen3_5_moe", "Qwen3.5-35B-A3B", patch_size=16, num_position_embeddings=2304),
+    qwen("qwen2_5_vl", "Qwen2.5-VL-3B", patch_size=14),
+    qwen("qwen2_vl", "Qwen2-VL-2B", patch_size=14),
+    Case(
+        name="gemma3",
+        family="gemma3",
+        published="Gemma-3-4B",
+        recipe="gemma3",
+        vision={"image_size": 896, "patch_size": 14},
+        config={"mm_tokens_per_image": 256},
+        preprocessor={
+            **HALF,
+            "do_pan_and_scan": None,
+            "image_processor_type": "Gemma3ImageProcessor",
+            "image_seq_length": 256,
+            "resample": 2,
+            "size": {"height": 896, "width": 896},
+        },
+        processor="gemma3.image_processing_pil_gemma3.Gemma3ImageProcessorPil",
+    ),
+    tiled("smolvlm", "SmolVLM", "SmolVLM2-500M", tile=512, patch=16, scale=4),
+    tiled("idefics3", "Idefics3", "Idefics3-8B", tile=364, patch=14, scale=2),
+    Case(
+        name="llava_clip",
+        family="llava",
+        published="LLaVA-1.5-7B (CLIP)",
+        recipe="llava_clip_llama",
+        vision={"image_size": 336, "patch_size": 14},
+        preprocessor={
+            **CLIP,
+            "crop_size": {"height": 336, "width": 336},
+            "do_center_crop": True,
+            "image_processor_type": "CLIPImageProcessor",
+            "resample": 3,
+            "size": {"shortest_edge": 336},
+        },
+        processor="clip.image_processing_pil_clip.CLIPImageProcessorPil",
+    ),
+    Case(
+        name="llava_siglip",
+        family="llava",
+        published="LLaVA-Interleave-Qwen-0.5B (SigLIP)",
+        recipe="llava_siglip_qwen2",
+        vision={"image_size": 384, "patch_size": 14},
+        preprocessor={
+            **HALF,
+            "image_processor_type": "SiglipImageProcessor",
+            "resample": 3,
+            "size": {"height": 384, "width": 384},
+        },
+        processor="siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
+    ),
+)
