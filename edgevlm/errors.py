@@ -16,6 +16,8 @@
     ├── ContextOverflowError           the prompt is longer than the context
     ├── PromptError                    a chat template or a prompt that cannot be rendered
     ├── ImageError                     an image that cannot be read, or beyond the limits
+    ├── ReferenceFileError             a reference file that is missing, broken or of another format
+    ├── MissingExtraError              torch and transformers are needed and not installed
     ├── OutputExistsError              the output is there already
     └── OutputError                    the output folder cannot be written, or the disk is too small
 
@@ -101,6 +103,14 @@ class PromptError(EdgeVLMError):
 
 class ImageError(EdgeVLMError):
     """An image that cannot be read, or that is beyond the limits."""
+
+
+class ReferenceFileError(EdgeVLMError):
+    """A reference file that is missing, broken or of another format."""
+
+
+class MissingExtraError(EdgeVLMError):
+    """An optional dependency is needed and not installed."""
 
 
 class OutputError(EdgeVLMError):

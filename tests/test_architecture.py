@@ -57,7 +57,7 @@ OWNERS = {
     "huggingface_hub": "edgevlm.hub",
     "httpx2": "edgevlm.hub",
     "click": "nobody: typer vendors it",
-    "torch": "nobody",
+    "torch": "edgevlm.verify",
 }
 CONVERTER_MAY_IMPORT = {
     "edgevlm.errors",

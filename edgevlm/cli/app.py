@@ -26,6 +26,8 @@ def _build() -> typer.Typer:
     from edgevlm.cli.inspect import inspect
     from edgevlm.cli.profiles import profiles
     from edgevlm.cli.quantize import quantize
+    from edgevlm.cli.reference import reference
+    from edgevlm.cli.verify import verify
 
     app = typer.Typer(
         name="edgevlm",
@@ -36,7 +38,8 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    for verb in (convert, quantize, chat, inspect, families, profiles, demo, doctor):
+    verbs = (convert, quantize, verify, reference, chat, inspect, families, profiles, demo, doctor)
+    for verb in verbs:
         app.command()(verb)
     app.add_typer(cache_app)
     return app

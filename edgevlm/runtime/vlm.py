@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ModelLoadError
-from edgevlm.native.projector import open_projector
+from edgevlm.native.projector import EncodedImage, open_projector
 from edgevlm.native.sampler import open_sampler
 from edgevlm.native.text_model import (
     ContextOptions,
@@ -88,6 +88,17 @@ class VLM:
     def token_ids(self, prompt: Prompt, images: Sequence[Pixels] = ()) -> list[int]:
         """Return the prompt's token ids as the text model gets them, images as VISUAL_TOKEN."""
         return self.layouter.lay_out(conversation(prompt, images)).token_ids
+
+    def encode(self, pixels: Pixels) -> EncodedImage:
+        """Encode one image anew, whatever was encoded before.
+
+        Args:
+            pixels: RGB uint8 [height, width, 3].
+
+        Returns:
+            Its embeddings; opened `strict`, with the pixels that the vision tower was given.
+        """
+        return self.layouter.projector().encode(pixels)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of plain text: no template, no control tokens."""
@@ -288,7 +299,8 @@ def open_vlm(
         gpu_layers: layers on the GPU; None for all.
         kv_type: tensor type of the KV cache.
         flash_attention: "auto" asks the device; a KV cache in Q8_0 needs it.
-        strict: KV cache in F32 and no flash attention, to compare with transformers.
+        strict: KV cache in F32, no flash attention, the vision tower's input observed: to compare
+            with transformers.
         chat_template: name of one of the file's chat templates; None for the default.
 
     Raises:
@@ -325,6 +337,7 @@ def open_vlm(
                     n_threads=n_threads or default_threads(mmproj),
                     device=device,
                     flash_attention=options.flash_attention,
+                    observe=strict,
                 )
             )
         layouter = Layouter(

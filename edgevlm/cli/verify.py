@@ -1,0 +1,103 @@
+"""`edgevlm verify`: is the converted model the one that transformers runs?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgevlm.cli import options
+
+if TYPE_CHECKING:
+    from edgevlm.verify.report import VerifyReport
+
+
+def verify(
+    model: options.ModelArgument = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="CHECKPOINT|REF.npz",
+            help="The checkpoint (runs transformers, see `edgevlm reference`), or a reference file "
+            "made from it; left out: what can be proved without.",
+            show_default=False,
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "--images",
+            metavar="FILE|DIR",
+            help="Image to look at; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    level: options.LevelOption = None,
+    mmproj: options.MmprojOption = None,
+    threads: options.ThreadsOption = None,
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+) -> None:
+    """Check a converted model stage by stage: tokens, pixels, embeddings, distributions.
+
+    Each stage passes, warns or fails, with the likely cause in words. Without --against: the
+    tokenizer, the ledger of tensors, and that the answer changes with the image. Exit status 3
+    when a stage fails. The verdict is kept in the model's manifest.
+    """
+    from functools import partial
+
+    from edgevlm.build.resolve import resolve_model
+    from edgevlm.cli import console
+    from edgevlm.model_dir import read_manifest
+    from edgevlm.verify.images import load_images
+    from edgevlm.verify.run import ModelFiles, read_or_make, verify_model
+    from edgevlm.verify.store import keep_verdict
+
+    progress = console.progress_for(json=json, quiet=quiet)
+    note = partial(console.note, quiet=quiet or json)
+    images = load_images(image or [])
+    found = resolve_model(model, level=level, mmproj=mmproj, progress=progress, note=note)
+    for one in found.notes:
+        note(one)
+    reference = read_or_make(against, images, progress=progress) if against else None
+    report = verify_model(
+        ModelFiles(text=found.text, mmproj=found.mmproj, manifest=read_manifest(found.text.parent)),
+        reference=reference,
+        against=str(against) if against else "",
+        images=[pixels for _, pixels in images],
+        n_threads=threads,
+        progress=progress,
+    )
+    kept = keep_verdict(report, found.text.parent)
+    if json:
+        console.print_json(report.to_dict())
+    else:
+        _show(report)
+        note("the verdict is in the manifest" if kept else "there is no manifest to keep it in")
+    if report.verdict == "fail":
+        raise typer.Exit(3)
+
+
+def _show(report: VerifyReport) -> None:
+    from edgevlm.cli import console
+
+    console.table(
+        ("stage", "verdict", "what was found"),
+        [(stage.name, stage.status, stage.summary) for stage in report.stages],
+    )
+    for stage in report.stages:
+        if stage.cause:
+            console.note(f"{stage.name}: {stage.cause}")
+    if report.n_left_out:
+        console.note(
+            f"{report.n_left_out} prompts of the reference left out: name their images with --image"
+        )
+    for loss in report.losses:
+        console.note(f"known loss: {loss}")
+    files = " and ".join(name for name in (report.text_file, report.mmproj_file) if name)
+    against = f" against {report.against}" if report.against else ""
+    console.note(f"{report.verdict}: {files}{against}")

@@ -1,0 +1,1 @@
+"""Is the converted model the one that transformers runs? Found out stage by stage."""

@@ -1,0 +1,204 @@
+"""A prompt as transformers' processor makes it, with image processors that need no torchvision.
+
+Each family expands an image in its own way; the functions here use the pieces of its processor
+that Pillow can run (`image_processing_pil_*`), and build the rest as the processor's `__call__`
+does. The token ids that they give are held against the runtime's in tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
+from edgevlm_convert.config import Section
+from numpy.typing import NDArray
+
+from edgevlm.errors import UnsupportedArchitectureError
+
+Pixels = NDArray[np.uint8]
+# (question, images) -> token ids, tensors for the model's call.
+Prepare = Callable[[str, Sequence[Pixels]], tuple[list[int], dict[str, Any]]]
+_MODELS = "transformers.models"
+_QWEN_PAD = "<|image_pad|>"
+_TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
+# What stands for one visual token until the text is complete: no template writes it.
+_MARK = "\0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """How a checkpoint's prompts become inputs.
+
+    Attributes:
+        prepare: makes those of one prompt.
+        image_token: id that stands for a visual token.
+        kinds: name of the argument that tells a call which tokens are visual; "" for none.
+    """
+
+    prepare: Prepare
+    image_token: int
+    kinds: str = ""
+
+
+def open_inputs(folder: Path, *, family: str) -> Inputs:
+    """Return the inputs of a checkpoint of one of our families.
+
+    Raises:
+        UnsupportedArchitectureError: no inputs are known for the family.
+    """
+    makers: Mapping[str, Callable[[Path, Checkpoint], Inputs]] = {
+        "qwen2_vl": _qwen,
+        "qwen2_5_vl": _qwen,
+        "qwen3_vl": _qwen,
+        "qwen3_vl_moe": _qwen,
+        "qwen3_5": _qwen,
+        "qwen3_5_moe": _qwen,
+        "idefics3": _tiles,
+        "llava": _llava,
+        "gemma3": _gemma,
+    }
+    if family not in makers:
+        raise UnsupportedArchitectureError(
+            f"transformers' inputs of {family} are not known here",
+            hint=f"families: {', '.join(makers)}",
+        )
+    return makers[family](folder, open_checkpoint(folder))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{_MODELS}.{name}")
+
+
+def _tokenizer(folder: Path) -> Any:
+    transformers: Any = importlib.import_module("transformers")
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _templated(maker: Any, prompt: str, images: Sequence[Pixels]) -> str:
+    """Return the rendered chat template of a question about images."""
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+    return maker.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+
+
+def _image_token(config: Section) -> int:
+    key = "image_token_id" if config.has("image_token_id") else "image_token_index"
+    return config.integer(key, low=0, high=1 << 31)
+
+
+def _qwen(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    tokenizer = _tokenizer(folder)
+    module = _module("qwen2_vl.image_processing_pil_qwen2_vl")
+    processor = module.Qwen2VLImageProcessorPil.from_pretrained(folder)
+    n_merged = int(processor.merge_size) ** 2
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        if not images:
+            return tokenizer(text)["input_ids"], {}
+        made = processor(images=list(images), return_tensors="pt")
+        for grid in made["image_grid_thw"]:
+            text = text.replace(_QWEN_PAD, _MARK * (int(grid.prod()) // n_merged), 1)
+        ids = tokenizer(text.replace(_MARK, _QWEN_PAD))["input_ids"]
+        return ids, {key: made[key] for key in ("pixel_values", "image_grid_thw")}
+
+    token = _image_token(checkpoint.config)
+    return Inputs(prepare=prepare, image_token=token, kinds="mm_token_type_ids")
+
+
+def _tiles(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """Idefics3 and SmolVLM: tiles, then the whole image, each framed by tokens of its own."""
+    config = checkpoint.config
+    kind = config.text("model_type", default="idefics3")
+    name = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[kind]
+    tokenizer = _tokenizer(folder)
+    module = _module(f"{kind}.image_processing_pil_{kind}")
+    processor = getattr(module, f"{name}ImageProcessorPil").from_pretrained(folder)
+    written = _module("smolvlm.processing_smolvlm")
+    vision = config.section("vision_config")
+    side = vision.integer("image_size", low=1, high=8192, default=224)
+    side //= vision.integer("patch_size", low=1, high=8192, default=32)
+    n_tokens = (side // config.integer("scale_factor", low=1, high=64, default=2)) ** 2
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        tensors: dict[str, Any] = {}
+        if images:
+            made = processor(images=[list(images)], return_row_col_info=True, return_tensors="pt")
+            for rows, columns in zip(made["rows"][0], made["cols"][0], strict=True):
+                expanded = written.get_image_prompt_string(
+                    rows,
+                    columns,
+                    n_tokens,
+                    fake_token_around_image=_FAKE,
+                    image_token=_MARK,
+                    global_image_token=_GLOBAL,
+                )
+                text = text.replace(_TILE, expanded, 1)
+            tensors = {key: made[key] for key in ("pixel_values", "pixel_attention_mask")}
+        # The template writes BOS itself.
+        ids = tokenizer(text.replace(_MARK, _TILE), add_special_tokens=False)["input_ids"]
+        return ids, tensors
+
+    return Inputs(prepare=prepare, image_token=_image_token(config))
+
+
+def _llava(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    config = checkpoint.config
+    vision = config.section("vision_config")
+    kind = (
+        "clip" if vision.text("model_type", default="clip_vision_model")[:4] == "clip" else "siglip"
+    )
+    module = _module(f"{kind}.image_processing_pil_{kind}")
+    name = {"clip": "CLIP", "siglip": "Siglip"}[kind]
+    images_of = getattr(module, f"{name}ImageProcessorPil").from_pretrained(folder)
+    transformers: Any = importlib.import_module("transformers")
+    tokenizer = _tokenizer(folder)
+    strategy = config.text("vision_feature_select_strategy", default="default")
+    processor = transformers.LlavaProcessor(
+        image_processor=images_of,
+        tokenizer=tokenizer,
+        patch_size=vision.integer("patch_size", low=1, high=8192, default=32),
+        vision_feature_select_strategy=strategy,
+        chat_template=tokenizer.chat_template,
+        # CLIP's class token is taken away again by the strategy.
+        num_additional_image_tokens=int(strategy == "default"),
+    )
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(processor, prompt, images)
+        made = processor(text=[text], images=list(images) or None, return_tensors="pt")
+        ids = made["input_ids"][0].tolist()
+        return ids, {"pixel_values": made["pixel_values"]} if images else {}
+
+    return Inputs(prepare=prepare, image_token=_image_token(config))
+
+
+def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    config = checkpoint.config
+    images_of = _module("gemma3.image_processing_pil_gemma3").Gemma3ImageProcessorPil
+    tokenizer = _tokenizer(folder)
+    processor = _module("gemma3.processing_gemma3").Gemma3Processor(
+        image_processor=images_of.from_pretrained(folder),
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+        image_seq_length=config.integer("mm_tokens_per_image", low=1, high=1 << 20, default=256),
+    )
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(processor, prompt, images)
+        # The template writes BOS itself.
+        made = processor(
+            text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt"
+        )
+        ids = made["input_ids"][0].tolist()
+        return ids, {"pixel_values": made["pixel_values"]} if images else {}
+
+    token = _image_token(config)
+    return Inputs(prepare=prepare, image_token=token, kinds="token_type_ids")

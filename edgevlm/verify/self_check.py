@@ -1,0 +1,96 @@
+"""What can be proved without a reference: the ledger, the files' tensors, and that it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgevlm.gguf_file import GGUFFile
+from edgevlm.model_dir import Manifest
+from edgevlm.runtime.layout import Pixels
+from edgevlm.runtime.vlm import VLM
+from edgevlm.verify.metrics import log_softmax
+from edgevlm.verify.report import Stage, Status
+
+LEDGER, SIGHT, TOKENIZER = "ledger", "sees an image", "tokenizer proof"
+_SIDE = 224
+# Two images that share nothing move a model that sees by far more than rounding does.
+_MIN_SEEN, _MIN_SUSPECTED = 1e-3, 1e-6
+
+
+def check_ledger(manifest: Manifest | None, files: Sequence[GGUFFile]) -> Stage:
+    """Hold the tensors of the files against what the manifest says became of the checkpoint's."""
+    if manifest is None:
+        return Stage(
+            name=LEDGER, status="not checked", summary="there is no manifest beside the files"
+        )
+    ledger = manifest.ledger
+    written = {tensor.name for file in files for tensor in file.tensors}
+    promised = {name for names in ledger.used.values() for name in names}
+    missing = sorted(promised - written)
+    if missing:
+        return Stage(
+            name=LEDGER,
+            status="fail",
+            summary=f"{len(missing)} tensors of the ledger are in no file, such as `{missing[0]}`",
+            cause="the files are of another conversion than the manifest, or were cut",
+        )
+    n_accounted = len(ledger.used) + len(ledger.dropped)
+    if n_accounted != ledger.n_source_tensors:
+        return Stage(
+            name=LEDGER,
+            status="fail",
+            summary=f"{n_accounted} of {ledger.n_source_tensors} source tensors are accounted for",
+            cause="the manifest was edited; convert the checkpoint again",
+        )
+    return Stage(
+        name=LEDGER,
+        status="pass",
+        summary=f"{ledger.n_source_tensors} source tensors: {len(ledger.used)} used,"
+        f" {len(ledger.dropped)} dropped by name",
+        numbers={"n_used": len(ledger.used), "n_dropped": len(ledger.dropped)},
+    )
+
+
+def check_sight(vlm: VLM, image: Pixels | None = None) -> Stage:
+    """Ask the same about two images that share nothing: the answer must change.
+
+    Args:
+        vlm: loaded, with its projector.
+        image: one of the two; None for a drawn one.
+    """
+    one = image if image is not None else _stripes()
+    prompt = "Describe the image."
+    rows = [log_softmax(vlm.first_logits(prompt, [pixels])[None])[0] for pixels in (one, _blank())]
+    if not all(np.isfinite(row).all() for row in rows):
+        return Stage(
+            name=SIGHT,
+            status="fail",
+            summary="the model's logits are no numbers",
+            cause="a value overflows in 16 bits: convert with `--outtype bf16`",
+        )
+    kld = float((np.exp(rows[0]) * (rows[0] - rows[1])).sum())
+    status: Status = "pass" if kld >= _MIN_SEEN else "warn" if kld >= _MIN_SUSPECTED else "fail"
+    return Stage(
+        name=SIGHT,
+        status=status,
+        summary=f"the first token's distribution moves by a KLD of {kld:.3g} with the image",
+        cause=""
+        if status == "pass"
+        else "the image hardly reaches the answer: the projector is of another model, or its"
+        " tensors are broken",
+        numbers={"kld": kld},
+    )
+
+
+def _stripes() -> Pixels:
+    """Return coloured stripes and a disc."""
+    y, x = np.mgrid[0:_SIDE, 0:_SIDE]
+    red = (x // 16 % 2 * 255).astype(np.uint8)
+    disc = (((x - 112) ** 2 + (y - 112) ** 2 < 60**2) * 255).astype(np.uint8)
+    return np.stack([red, disc, (y * 255 // _SIDE).astype(np.uint8)], axis=-1)
+
+
+def _blank() -> Pixels:
+    return np.full((_SIDE, _SIDE, 3), 250, dtype=np.uint8)
