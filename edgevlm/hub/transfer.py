@@ -92,9 +92,6 @@ def download(hub: Hub, file: HubFile, commit: str, path: Path, *, advance: Advan
     """
     n_bytes = file.n_bytes or 0
     left = path.stat().st_size if path.exists() else 0
-    if left > n_bytes:
-        path.unlink()
-        left = 0
     if left:
         hub.note(f"going on with `{file.name}` at {human_bytes(left)} of {human_bytes(n_bytes)}")
     with path.open("ab+") as out:

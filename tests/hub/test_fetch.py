@@ -229,6 +229,7 @@ def test_a_part_from_elsewhere_in_the_file(
     leave(tmp_path, repo, repo.files[WEIGHTS][:1000])
     hub.faults[WEIGHTS] = [Fault(headers={"Content-Range": "bytes 500-399999/400000"})]
     found = fetch()
+    assert any("bytes from 500 come" in note for note in fetch.notes)
     assert (found.folder / WEIGHTS).read_bytes() == repo.files[WEIGHTS]
 
 
@@ -422,6 +423,15 @@ def test_what_huggingface_hub_downloaded_is_used(hub: HubServer, repo: Repo, fet
     found = fetch()
     assert hub.n_bytes(WEIGHTS) == 0
     assert (found.folder / "chat_template.jinja").exists()
+
+
+def test_a_file_that_was_cut_in_the_cache_is_replaced(
+    hub: HubServer, repo: Repo, fetch: Fetch
+) -> None:
+    found = fetch()
+    blob = (found.folder / WEIGHTS).resolve()
+    blob.write_bytes(repo.files[WEIGHTS][:1000])
+    assert (fetch().folder / WEIGHTS).read_bytes() == repo.files[WEIGHTS]
 
 
 def test_bytes_of_another_revision_are_shared(hub: HubServer, repo: Repo, fetch: Fetch) -> None:
