@@ -33,9 +33,22 @@ def paired_halves(n_head: int, head_dim: int) -> RowTransform:
     transformers rotates row i of a head together with row i + head_dim / 2, ggml's `NORM` type
     with the next one (llama.cpp conversion/llama.py, `permute`).
     """
-    half = head_dim // 2
-    order = np.arange(n_head * head_dim).reshape(n_head, 2, half).swapaxes(1, 2).reshape(-1)
-    return reordered_rows(order)
+    return reordered_rows(_paired_order(n_head, head_dim))
+
+
+def paired_bias(n_head: int, head_dim: int) -> RowTransform:
+    """Return the transform of their biases, each of which is one row."""
+    order = _paired_order(n_head, head_dim)
+
+    def rows(read: ReadRows, start: int, stop: int) -> NDArray[np.float32]:
+        return read(start, stop)[:, order]
+
+    return rows
+
+
+def _paired_order(n_head: int, head_dim: int) -> NDArray[np.int64]:
+    order = np.arange(n_head * head_dim, dtype=np.int64).reshape(n_head, 2, head_dim // 2)
+    return order.swapaxes(1, 2).reshape(-1)
 
 
 def reordered_rows(order: NDArray[np.int64]) -> RowTransform:

@@ -17,15 +17,21 @@ included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at wor
   (E 256 to 1024, F 512 to 4096, 4 to 16 heads): never below what llama.cpp reserved, and at most
   1.2 times that.
 - The vision tower's, with D its width, G its feed-forward width and M the patches per visual token:
-  max(9.5 D, 5 D + G, 5 D + I / M) floats per patch; without flash attention 10 D and a table of
-  patches x patches per head. Fitted on towers of D 256 to 1024, at 256 and 1024 patches.
+  max(9.5 D, 5 D + G, 5 D + I / M) floats per patch, 3 D + 4 G where the feed-forward network is
+  gated; without flash attention 10 D and a table of patches x patches per head. Fitted on towers of
+  D 256 to 1024, at 256 and 1024 patches.
+- A tower with windows (Qwen2.5-VL) has a mask of patches x patches: as F32 in libmtmd and in the
+  graph at one moment, then in the graph alone, as F16 where attention is flash attention. For an
+  image of 4096 tokens that is 2 GB.
 - While libmtmd opens a projector it makes two blank pictures of the size for a warm-up, even with
   the warm-up off, and frees them: 24 bytes a pixel, 52 MB for Qwen3-VL. For a tiny model this is
   the peak.
 - Vocabulary: llama.cpp's tables, and ours of the token strings.
 
-Not modelled: layers on a GPU, sliding windows and recurrent states (counted as full KV), tiles of
-an image (counted one by one). The constants of Python and libraries are those of Linux on x86-64.
+- An image in tiles (Idefics3): all of them are kept as floats while one after the other is encoded.
+
+Not modelled: layers on a GPU, sliding windows and recurrent states (counted as full KV). The
+constants of Python and libraries are those of Linux on x86-64.
 
 `benchmarks/memory.py` holds the whole against the kernel's peaks: over 17 cases (`shapes` and 0.5
 billion random weights, F16 to Q4_0, n_ctx 256 to 8192) predicted / measured is 0.94 to 1.03 for two
@@ -58,6 +64,8 @@ _MIN_IMAGE_TOKENS, _MAX_IMAGE_TOKENS, _WARMUP_SIDE = 8, 4096, 46
 _F32 = 4
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
+# The same of each tile that waits, with the two pictures that the tiles are cut from.
+_TILE_PIXEL_BYTES = 12 + 3 * 3
 # Embeddings: in the graph, in libmtmd, in numpy.
 _EMBEDDING_COPIES = 3
 # Tensor type -> (any of these sets of features, rows must be a multiple of).
@@ -234,42 +242,83 @@ def _vision_compute(
     image_sizes: Sequence[tuple[int, int]],
     flash_attention: bool,
 ) -> int:
-    n_patches, n_pixels = _largest_image(mmproj, n_ctx, image_sizes)
+    image = _largest_image(mmproj, n_ctx, image_sizes)
+    n_patches = image.n_patches
     width = max(_numbers(mmproj, "clip.vision.embedding_length"), default=0)
     ffn = max(_numbers(mmproj, "clip.vision.feed_forward_length"), default=0)
     n_heads = max(_numbers(mmproj, "clip.vision.attention.head_count"), default=1)
     merged = _merge(mmproj) ** 2
-    floats = max(int(9.5 * width), 5 * width + ffn, 5 * width + sizes.input // merged)
+    is_gated = any(tensor.name == "v.blk.0.ffn_gate.weight" for tensor in mmproj.tensors)
+    feed_forward = 3 * width + 4 * ffn if is_gated else 5 * width + ffn
+    floats = max(int(9.5 * width), feed_forward, 5 * width + sizes.input // merged)
     if not flash_attention:
         floats = max(floats, 10 * width + n_heads * n_patches)
-    embeddings = _EMBEDDING_COPIES * sizes.input * n_patches // merged
+    graph = _F32 * n_patches * floats
+    if any(_numbers(mmproj, "clip.vision.n_wa_pattern")):
+        mask = n_patches**2 * _F32
+        graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
+    n_copies = _EMBEDDING_COPIES + image.n_waiting
+    embeddings = n_copies * sizes.input * n_patches // merged
     n_source = max((width * height for width, height in image_sizes), default=0)
     return (
-        _F32 * (n_patches * floats + embeddings)
-        + _PIXEL_BYTES * n_pixels
+        graph
+        + _F32 * embeddings
+        + (_PIXEL_BYTES + image.n_waiting * _TILE_PIXEL_BYTES) * image.n_pixels
         + 3 * n_source
         + _work(max(width, ffn), n_patches)
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Encodes:
+    """What an image is made into: one encode, or tiles of one size.
+
+    Attributes:
+        n_patches: of one encode.
+        n_pixels: of one encode.
+        n_waiting: encodes besides that one.
+    """
+
+    n_patches: int
+    n_pixels: int
+    n_waiting: int = 0
+
+
 def _largest_image(
     mmproj: GGUFFile, n_ctx: int, image_sizes: Sequence[tuple[int, int]]
-) -> tuple[int, int]:
-    """Return patches and pixels, after resizing, of the image that costs the most."""
+) -> _Encodes:
+    """Return what the image that costs the most is made into."""
     if not _is_dynamic(mmproj):
         side = _image_side(mmproj)
-        return (side // _patch(mmproj)) ** 2, side * side
+        n_patches = (side // _patch(mmproj)) ** 2
+        # An image that does not fit into the context is refused before it is encoded.
+        n_most = n_ctx * _merge(mmproj) ** 2 // max(1, n_patches)
+        n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
+        n_waiting = max(0, min(n_tiles, n_most - 1))
+        return _Encodes(n_patches=n_patches, n_pixels=side * side, n_waiting=n_waiting)
     area = _cell(mmproj) ** 2
-    # An image that does not fit into the context is refused before it is encoded.
     most = max(_MIN_IMAGE_TOKENS, min(_MAX_IMAGE_TOKENS, n_ctx))
     n_tokens = max(-(-width * height // area) for width, height in image_sizes)
     n_tokens = min(max(n_tokens, _MIN_IMAGE_TOKENS), most)
-    return n_tokens * _merge(mmproj) ** 2, n_tokens * area
+    return _Encodes(n_patches=n_tokens * _merge(mmproj) ** 2, n_pixels=n_tokens * area)
+
+
+def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:
+    """Return how many tiles stand beside the overview of an image (tools/mtmd/mtmd-image.cpp)."""
+    longest = max(_numbers(mmproj, "clip.vision.preproc_image_size"), default=0)
+    side = _image_side(mmproj)
+    if _projector_type(mmproj) != "idefics3" or not longest or not side:
+        return 0
+    shortest = longest * min(width, height) // max(1, width, height)
+    return -(-longest // side) * max(1, -(-shortest // side))
 
 
 def _is_dynamic(mmproj: GGUFFile) -> bool:
-    kind = _text(mmproj, "clip.projector_type") or _text(mmproj, "clip.vision.projector_type")
-    return kind.startswith("qwen")
+    return _projector_type(mmproj).startswith("qwen")
+
+
+def _projector_type(mmproj: GGUFFile) -> str:
+    return _text(mmproj, "clip.projector_type") or _text(mmproj, "clip.vision.projector_type")
 
 
 def _patch(mmproj: GGUFFile) -> int:
@@ -277,7 +326,9 @@ def _patch(mmproj: GGUFFile) -> int:
 
 
 def _merge(mmproj: GGUFFile) -> int:
-    found = _numbers(mmproj, "clip.vision.spatial_merge_size")
+    found = _numbers(mmproj, "clip.vision.spatial_merge_size") or _numbers(
+        mmproj, "clip.vision.projector.scale_factor"
+    )
     return max(found, default=2 if _is_dynamic(mmproj) else 1) or 1
 
 

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import ContextOverflowError, PromptError
+from edgevlm.errors import ContextOverflowError, ImageError, PromptError
 from edgevlm.native.projector import BitmapPart, ImageChunk, Projector, TextChunk, TextPart
 from edgevlm.native.text_model import TextModel
 from edgevlm.runtime.answer import ImageCost
@@ -159,6 +159,13 @@ class Layouter:
 
     def _place(self, width: int, height: int) -> list[int]:
         """Return the visual tokens of each encode of an image."""
+        limit = self._span.max_aspect if self._span else 0
+        if limit and max(width, height) >= limit * min(width, height):
+            raise ImageError(
+                f"an image of {width}x{height} is too thin: scaled to {limit} pixels, nothing of"
+                " its shorter side is left",
+                hint="crop it",
+            )
         chunks = self.projector().tokenize([BitmapPart(width=width, height=height)])
         return [chunk.n_tokens for chunk in chunks if isinstance(chunk, ImageChunk)]
 
@@ -189,12 +196,21 @@ class Layouter:
                 )
                 for part in parts
             ]
-            return self._projector.tokenize(native, add_special=add_special)
+            chunks = self._projector.tokenize(native, add_special=add_special)
+            return [self._without_gaps(chunk) for chunk in chunks]
         texts = [part for part in parts if isinstance(part, TextPart)]
         ids = [self._model.tokenize(part.text, parse_special=part.parse_special) for part in texts]
         bos = self._model.bos if add_special and self._model.adds_bos else None
         tokens = chain([] if bos is None else [bos], chain.from_iterable(ids))
         return [TextChunk(tokens=tuple(tokens))]
+
+    def _without_gaps(self, chunk: TextChunk | ImageChunk) -> TextChunk | ImageChunk:
+        """Spell out the token that libmtmd looked up in vain."""
+        if not isinstance(chunk, TextChunk) or not self._span or min(chunk.tokens, default=0) >= 0:
+            return chunk
+        text = self._model.tokenize(self._span.spelled, parse_special=False)
+        ids = chain.from_iterable(text if token < 0 else [token] for token in chunk.tokens)
+        return TextChunk(tokens=tuple(ids))
 
     def _make_template(self, source: str, special: Mapping[str, int]) -> ChatTemplate:
         return ChatTemplate(

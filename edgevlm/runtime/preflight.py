@@ -8,7 +8,7 @@ on headers that `read_gguf` has found sound.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ _POSITIVE_VISION_KEYS = (
     "block_count",
     "attention.head_count",
 )
+# Twice what transformers scales an image to at most.
+_MAX_LONGEST_EDGE = 8192
+# Half of the window's 112 pixels.
+_MAX_WINDOW_PATCH = 56
 _PAIR_HINT = "use the mmproj that was converted with this model"
 # `general.sampling.*` (gguf-py constants.py, Keys.General) -> SamplingParams.
 _SAMPLING = {
@@ -140,9 +144,11 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
             f"the projector type {kind!r} of `{path}` is not supported",
             hint=f"supported: {', '.join(IMAGE_SPANS)}; see `edgevlm families`",
         )
+    if kind == "qwen2.5vl_merger":
+        _check_windows(file)
     _check_pair(path, file, text)
     _check_runtime_tokens(text, span)
-    return span
+    return replace(span, max_aspect=_check_tiles(file)) if kind == "idefics3" else span
 
 
 def _check_pair(path: Path, file: GGUFFile, text: GGUFFile) -> None:
@@ -169,12 +175,51 @@ def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
     tokens = text.metadata["tokenizer.ggml.tokens"].value
     known = set(tokens) if isinstance(tokens, list) else set[object]()
     for token in span.runtime_tokens:
-        if token not in known:
+        # Byte-level vocabularies write a line feed as this letter.
+        if token not in known and token.replace("\n", "\u010a") not in known:
             raise ModelLoadError(
                 f"the vocabulary of `{text.path}` lacks {token!r}, which llama.cpp writes around"
                 " every image",
                 hint="convert the model again from its checkpoint",
             )
+
+
+def _check_tiles(file: GGUFFile) -> int:
+    """Check how an Idefics3 projector cuts images; return the longest edge it scales them to.
+
+    Patches that cannot be merged are assertions of tools/mtmd, which end the process; an image of
+    too many tiles takes all memory.
+    """
+    vision = "clip.vision."
+    tile, patch = (_integer(file, f"{vision}{key}") or 1 for key in ("image_size", "patch_size"))
+    scale = _integer(file, f"{vision}projector.scale_factor") or 1
+    if scale < 2 or tile // patch % scale:
+        raise GGUFError(
+            f"`{file.path}` merges {scale} x {scale} of {tile // patch} x {tile // patch} patches",
+            hint="convert the model again",
+        )
+    longest = _integer(file, f"{vision}preproc_image_size")
+    if longest is not None and not 0 < longest <= _MAX_LONGEST_EDGE:
+        raise GGUFError(
+            f"`{file.path}` scales images to {longest} pixels", hint="convert the model again"
+        )
+    return longest or 0
+
+
+def _check_windows(file: GGUFFile) -> None:
+    """Check the windows of a Qwen2.5-VL tower (tools/mtmd/clip.cpp, `PROJECTOR_TYPE_QWEN25VL`).
+
+    A mask that no layer uses is an assertion that ends the process; windows of 112 pixels that hold
+    no 2 x 2 patches are filled for ever.
+    """
+    pattern = _integer(file, "clip.vision.n_wa_pattern")
+    patch_size = _integer(file, "clip.vision.patch_size") or 1
+    if pattern == 1 or (pattern and patch_size > _MAX_WINDOW_PATCH):
+        raise GGUFError(
+            f"`{file.path}` has windows that llama.cpp cannot compute: n_wa_pattern {pattern},"
+            f" patches of {patch_size} pixels",
+            hint="convert the model again with edgevlm",
+        )
 
 
 def _check_deepstack(file: GGUFFile) -> None:

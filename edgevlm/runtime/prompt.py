@@ -64,12 +64,17 @@ class ImageSpan:
         template: what the chat template prints for one image.
         runtime_tokens: control tokens that libmtmd writes around the image itself; a vocabulary
             without one gives wrong prompts, or ends the process.
+        spelled: a token that libmtmd writes too; where the vocabulary lacks it libmtmd leaves a
+            gap, and the checkpoint was trained on its text.
+        max_aspect: how many times longer one side of an image may be than the other; 0: any.
         around: plain text that the checkpoint's own processor writes before and after an image, and
             libmtmd does not.
     """
 
     template: str
     runtime_tokens: tuple[str, ...]
+    spelled: str = ""
+    max_aspect: int = 0
     around: tuple[str, str] = ("", "")
 
 
@@ -83,6 +88,12 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
     "qwen2vl_merger": _QWEN,
     "qwen2.5vl_merger": _QWEN,
     "qwen3vl_merger": _QWEN,
+    "idefics3": ImageSpan(
+        template="<image>",
+        runtime_tokens=("\n\n", "<fake_token_around_image>"),
+        # Not a token of Idefics3-8B and the first SmolVLM-Instruct (llama.cpp issue 27190).
+        spelled="<global-img>",
+    ),
     "gemma3": ImageSpan(
         template="<start_of_image>",
         runtime_tokens=("<start_of_image>", "<end_of_image>"),

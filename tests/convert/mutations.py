@@ -65,6 +65,16 @@ def without(*names: str) -> Change:
     return change
 
 
+def both(*changes: Change) -> Change:
+    """Make several changes."""
+
+    def change(tensors: dict[str, OutputTensor]) -> None:
+        for one in changes:
+            one(tensors)
+
+    return change
+
+
 def instead(name: str, other: str) -> Change:
     """Write another tensor's values under a name."""
 

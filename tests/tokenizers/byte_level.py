@@ -1,10 +1,12 @@
 """Byte-level BPE as other families have it than Qwen2-VL (tests/synthetic_tokenizer.py).
 
     write_tokenizer_smollm(folder)   # SmolVLM: digits alone, GPT-2's expression; "Assistant:"
-    write_tokenizer_llama3(folder)   # Idefics3 over Llama 3: `<|begin_of_text|>` put in front
+    write_tokenizer_llama3(folder)   # Idefics3 over Llama 3: `<|begin_of_text|>` put in front;
+                                     # tiles are named in plain text
     write_tokenizer_qwen35(folder)   # Qwen3.5: its own expression; Qwen's vision tokens
 
-All hold the tokens that libmtmd looks up, "\\n\\n" among them where it needs that one.
+All hold the tokens that libmtmd looks up, "\\n\\n" among them where it needs that one; but as in
+the published Idefics3-8B (and SmolVLM-Instruct, the first) `<global-img>` is none of Llama 3's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from tests.synthetic_tokenizer import CHAT_TEMPLATE, bpe_merges, byte_letters
 from tests.tokenizers.parts import Config, added_token, bos_template, write_files
 
 _ROWS = tuple(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))
-_TILES = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_ROWS)
+_IMAGE = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+_TILES = (*_IMAGE, "<global-img>", *_ROWS)
 SMOLLM_FIRST = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LLAMA3_LAST = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
 QWEN35_LAST = (
@@ -84,7 +87,7 @@ def write_tokenizer_smollm(folder: Path, *, n_tokens: int = 300, declare: bool =
 
 def write_tokenizer_llama3(folder: Path, *, n_tokens: int = 300, declare: bool = True) -> None:
     """Write the files of Idefics3-8B: Llama 3's tokenizer and the image tokens."""
-    special = (*LLAMA3_LAST, *_TILES)
+    special = (*LLAMA3_LAST, *_IMAGE)
     tokens, merges = _bytes_and_merges(n_tokens - len(special))
     tokenizer = _tokenizer([*tokens, *special], merges, special, n_model=len(tokens))
     tokenizer["model"]["ignore_merges"] = True

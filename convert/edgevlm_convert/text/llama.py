@@ -26,7 +26,7 @@ from edgevlm_convert.text.decoder import (
     size_metadata,
 )
 from edgevlm_convert.text.rope import ALL_KINDS, read_rope
-from edgevlm_convert.transforms import paired_halves
+from edgevlm_convert.transforms import paired_bias, paired_halves
 
 _DEFAULTS = {
     "hidden_size": 4096,
@@ -97,12 +97,13 @@ def _paired(rules: Sequence[Rule], sizes: Sizes) -> list[Rule]:
         if isinstance(rule, Rename):
             n_head = next((n for key, n in heads.items() if key in rule.target), 0)
         if isinstance(rule, Rename) and n_head:
+            paired = paired_bias if len(rule.shape) == 1 else paired_halves
             changed.append(
                 Transform(
                     source=rule.source,
                     target=rule.target,
                     shape=rule.shape,
-                    rows=paired_halves(n_head, sizes.head_dim),
+                    rows=paired(n_head, sizes.head_dim),
                 )
             )
         else:

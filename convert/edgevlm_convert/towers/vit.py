@@ -40,12 +40,20 @@ def read_vit(vision: Section) -> TowerSizes:
         CheckpointError: a size is missing, absurd, or does not go with another.
     """
     vision.require("num_channels", (3,), default=3)
-    return read_tower(
+    sizes = read_tower(
         vision,
         layers="num_hidden_layers",
         heads="num_attention_heads",
         image_size=read_image_size(vision),
     )
+    if sizes.n_ff == sizes.n_embd:
+        # tools/mtmd/clip.cpp tells old files, with both names exchanged, by their shapes.
+        vision.fail(
+            "intermediate_size",
+            f"another number than the hidden size {sizes.n_embd}: llama.cpp takes a square"
+            " feed-forward network for one whose matrices are exchanged",
+        )
+    return sizes
 
 
 def activation_metadata(vision: Section) -> dict[str, Value]:
