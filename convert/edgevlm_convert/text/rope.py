@@ -87,8 +87,8 @@ def read_rope_of(
     if kind == "yarn":
         return Rope(section=rope, theta=theta, scaling=_yarn(rope, text))
     if kind == "llama3":
-        factors = {"rope_freqs.weight": _llama3_factors(rope, theta=theta, head_dim=head_dim)}
-        return Rope(section=rope, theta=theta, factors=factors)
+        values = _llama3_factors(rope, text, theta=theta, head_dim=head_dim)
+        return Rope(section=rope, theta=theta, factors={"rope_freqs.weight": values})
     if kind == "longrope":
         return _longrope(rope, text, theta=theta, head_dim=head_dim)
     return Rope(section=rope, theta=theta)
@@ -191,24 +191,30 @@ def _longrope(rope: Section, text: Section, *, theta: float, head_dim: int) -> R
     )
 
 
-def _llama3_factors(rope: Section, *, theta: float, head_dim: int) -> NDArray[np.float32]:
+def _llama3_factors(
+    rope: Section, text: Section, *, theta: float, head_dim: int
+) -> NDArray[np.float32]:
     """Return by how much each wave length grows: not at all, by `factor`, or in between."""
     factor = _factor(rope)
     low = rope.number("low_freq_factor", low=1e-6, high=1e6)
     high = rope.number("high_freq_factor", low=1e-6, high=1e6)
     if high <= low:
         rope.fail("high_freq_factor", f"a number above low_freq_factor, {low:g}")
-    context = rope.integer("original_max_position_embeddings", low=1, high=_MAX_CONTEXT)
+    context = _original_context(rope, text)
+    one = np.float32(1)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.float32(theta) ** exponents
-    factors: list[float] = []
+    # Rounded from double precision, so that the last bit is the same on every machine.
+    frequencies = one / (theta ** exponents.astype(np.float64)).astype(np.float32)
+    factors: list[np.float32] = []
     for frequency in frequencies:
-        wave_length = 2 * math.pi / float(frequency)
+        # Step by step in float32, as llama.cpp's converter does (conversion/llama.py).
+        wave_length = one / frequency * np.float32(2 * math.pi)
         if wave_length < context / high:
-            factors.append(1.0)
+            factors.append(one)
         elif wave_length > context / low:
-            factors.append(factor)
+            factors.append(np.float32(factor))
         else:
-            smooth = (context / wave_length - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
+            position = one / wave_length * np.float32(context) - np.float32(low)
+            smooth = position / np.float32(high - low)
+            factors.append(one / ((one - smooth) / np.float32(factor) + smooth))
     return np.asarray(factors, dtype=np.float32)
