@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.goldens.recipe import Recipe
-from tests.goldens.recipes import gemma3, idefics3, qwen2_5_vl, qwen2_vl, smolvlm
+from tests.goldens.recipes import gemma3, gemma3_variants, idefics3, qwen2_5_vl, qwen2_vl, smolvlm
 from tests.goldens.recipes.qwen3_vl import RECIPE as QWEN3_VL
 
 RECIPES: dict[str, Recipe] = {
@@ -16,6 +16,8 @@ RECIPES: dict[str, Recipe] = {
         qwen2_5_vl.RECIPE,
         qwen2_5_vl.YARN,
         gemma3.RECIPE,
+        gemma3_variants.UNTIED,
+        gemma3_variants.DEEP,
         smolvlm.RECIPE,
         idefics3.RECIPE,
     )

@@ -64,7 +64,7 @@ _CONFIG = {
         "vision_use_head": False,
     },
 }
-_PREPROCESSOR = {
+PREPROCESSOR = {
     "do_pan_and_scan": None,
     "image_mean": [0.5, 0.45, 0.4],
     "image_processor_type": "Gemma3ImageProcessor",
@@ -130,7 +130,7 @@ def _write_tokenizer(folder: Path) -> None:
 RECIPE = Recipe(
     name="gemma3",
     config=_CONFIG,
-    preprocessor=_PREPROCESSOR,
+    preprocessor=PREPROCESSOR,
     write_tokenizer=_write_tokenizer,
     model_class="Gemma3ForConditionalGeneration",
     image_token=_N_TOKENS - 1,
