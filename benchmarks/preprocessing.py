@@ -30,6 +30,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -161,11 +162,9 @@ def run_ours(folder: Path, images: Sequence[NDArray[np.uint8]]) -> list[Side]:
 
 
 def describe(tiles: Sequence[NDArray[np.float32]], embeddings: NDArray[np.float32]) -> Any:
-    """Return sizes: tiles as [width, height], one after the other, and visual tokens."""
-    return {
-        "tiles": [[tile.shape[2], tile.shape[1]] for tile in tiles],
-        "n_tokens": len(embeddings),
-    }
+    """Return how many tiles there are of each size, and the number of visual tokens."""
+    sizes = Counter(f"{tile.shape[2]} x {tile.shape[1]}" for tile in tiles)
+    return {"tiles": dict(sizes), "n_tokens": len(embeddings)}
 
 
 def compare(theirs: Side, ours: Side, std: NDArray[np.float64]) -> dict[str, float | None]:
@@ -243,9 +242,9 @@ def cells(case: Mapping[str, Any]) -> tuple[str, ...]:
 def size_in_words(side: Mapping[str, Any]) -> str:
     """Return "640 x 480, 300 tokens", or "17 tiles of 512 x 512, 1088 tokens"."""
     tiles = side["tiles"]
-    sizes = [f"{width} x {height}" for width, height in dict.fromkeys(map(tuple, tiles))]
-    count = f"{len(tiles)} tiles of " if len(tiles) > 1 else ""
-    return f"{count}{' and '.join(sizes) or 'not observable'}, {side['n_tokens']} tokens"
+    n_tiles = sum(tiles.values())
+    count = f"{n_tiles} tiles of " if n_tiles > 1 else ""
+    return f"{count}{' and '.join(tiles) or 'not observable'}, {side['n_tokens']} tokens"
 
 
 def pixel_cell(numbers: Mapping[str, Any], ours: Mapping[str, Any], *keys: str) -> str:
