@@ -45,6 +45,7 @@ __all__ = [
     "write_checkpoint",
     "write_json",
     "write_safetensors",
+    "write_sparse_shapes",
     "write_sparse_weights",
     "write_tokenizer",
     "write_weights",
@@ -274,9 +275,14 @@ def write_weights(folder: Path, config: Config, *, seed: int, dtype: str, shards
 
 def write_sparse_weights(folder: Path, config: Config) -> int:
     """Write all tensors as zeros, BF16, in one file that takes no room; return its size."""
+    return write_sparse_shapes(folder, tensor_shapes(config))
+
+
+def write_sparse_shapes(folder: Path, shapes: Mapping[str, Shape]) -> int:
+    """Do the same with tensors given by name and shape."""
     header: Config = {}
     offset = 0
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in shapes.items():
         end = offset + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
