@@ -107,6 +107,15 @@ def unpack(config: Section, tensors: Mapping[str, SourceTensor]) -> Unpacked:
     return Unpacked(tensors=dict(sorted({**plain, **found}.items())), dropped=dropped)
 
 
+def check_quantization(config: Section) -> None:
+    """Refuse a checkpoint by its config.json alone, before anything else of it is read.
+
+    Raises:
+        CheckpointError: quantized in a way that is refused.
+    """
+    _layout(config)
+
+
 def _narrowed(tensor: SourceTensor) -> SourceTensor:
     """Return a float64 tensor as float32 rows; any other one as it is."""
     if tensor.dtype != "F64":

@@ -88,14 +88,16 @@ def path_exists(named: str) -> bool:
 
 
 def _check_config(folder: Path) -> None:
-    """Refuse an architecture that no family knows, before gigabytes are downloaded."""
+    """Refuse what cannot be converted by its config, before gigabytes are downloaded."""
     from edgevlm_convert.config import Section
+    from edgevlm_convert.dequantize import check_quantization
     from edgevlm_convert.families import find_family, find_text_model
     from edgevlm_convert.json_file import read_json
 
     fields = read_json(folder / "config.json", max_bytes=_MAX_CONFIG_BYTES)
     config = Section(fields, file="config.json")
     find_text_model(find_family(config), config)
+    check_quantization(config)
 
 
 def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:

@@ -14,11 +14,11 @@ from edgevlm.build.quantize import plan_quantization, quantize_model
 from edgevlm.build.resolve import open_source, resolve_model
 from edgevlm.build.source import find_checkpoint
 from edgevlm.errors import (
+    CheckpointError,
     EdgeVLMError,
     GGUFError,
     ProfileError,
     SourceNotFoundError,
-    UnsupportedArchitectureError,
 )
 from edgevlm.files import sha256_file
 from edgevlm.model_dir import open_model_dir, read_manifest
@@ -70,11 +70,20 @@ def test_a_path_wins(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert hub.requests == []
 
 
-def test_what_cannot_be_converted_costs_no_weights(hub: HubServer, checkpoint: Repo) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("architectures", ["SomethingElse"], "SomethingElse"),
+        ("quantization_config", {"quant_method": "awq"}, "quant_method `awq`"),
+    ],
+)
+def test_what_cannot_be_converted_costs_no_weights(
+    hub: HubServer, checkpoint: Repo, key: str, value: object, expected: str
+) -> None:
     config = json.loads(checkpoint.files["config.json"])
-    config["architectures"] = ["SomethingElse"]
+    config[key] = value
     checkpoint.files["config.json"] = json.dumps(config).encode()
-    with pytest.raises(UnsupportedArchitectureError, match="SomethingElse"):
+    with pytest.raises(CheckpointError, match=expected):
         find_checkpoint("org/shapes-hf")
     assert hub.n_bytes(WEIGHTS) == 0
 

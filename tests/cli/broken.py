@@ -185,8 +185,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "index out of the folder": (index({NORM: "../../etc/passwd"}), ("../../etc/passwd",)),
     "config key missing": (
-        edit_config(lambda config: config["text_config"].pop("num_hidden_layers")),
-        ("num_hidden_layers",),
+        edit_config(lambda config: config.pop("vision_config")),
+        ("`vision_config` is missing",),
     ),
     "config of wrong type": (text_config(num_attention_heads="four"), ("num_attention_heads",)),
     "0 heads": (text_config(num_attention_heads=0), ("num_attention_heads",)),
