@@ -17,7 +17,7 @@ from edgevlm_convert.encoder import TensorEncoder, TensorInfo
 from edgevlm_convert.families import find_family, find_text_model
 from edgevlm_convert.family import Family, Part, Source
 from edgevlm_convert.general import general_metadata
-from edgevlm_convert.metadata import Value, u32
+from edgevlm_convert.metadata import Value, array, u32
 from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
 from edgevlm_convert.safetensors import SourceTensor
@@ -196,6 +196,7 @@ def _plan_file(
         **part.late_metadata,
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
         **closing,
+        **({"edgevlm.losses": array("STRING", part.losses)} if part.losses else {}),
     }
     tensors = [_output(tensor, outtype) for tensor in mapped]
     return plan_gguf(metadata=metadata, tensors=tensors, encoder=encoder)

@@ -69,6 +69,8 @@ class ImageSpan:
         max_aspect: how many times longer one side of an image may be than the other; 0: any.
         around: plain text that the checkpoint's own processor writes before and after an image, and
             libmtmd does not.
+        n_whole: visual tokens that see each other both ways, so that one batch must hold them all;
+            0: they do not.
     """
 
     template: str
@@ -76,6 +78,7 @@ class ImageSpan:
     spelled: str = ""
     max_aspect: int = 0
     around: tuple[str, str] = ("", "")
+    n_whole: int = 0
 
 
 _QWEN = ImageSpan(
@@ -94,6 +97,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         # Not a token of Idefics3-8B and the first SmolVLM-Instruct (llama.cpp issue 27190).
         spelled="<global-img>",
     ),
+    "mlp": ImageSpan(template="<image>", runtime_tokens=()),
     "gemma3": ImageSpan(
         template="<start_of_image>",
         runtime_tokens=("<start_of_image>", "<end_of_image>"),

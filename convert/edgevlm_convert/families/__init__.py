@@ -6,13 +6,14 @@ from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
+from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
 from edgevlm_convert.families.qwen2_vl import FAMILY as QWEN2_VL
 from edgevlm_convert.families.qwen3_vl import FAMILY as QWEN3_VL
 from edgevlm_convert.family import Family, TextArchitecture
 from edgevlm_convert.json_file import quoted
 
-FAMILIES: tuple[Family, ...] = (QWEN3_VL, QWEN2_5_VL, QWEN2_VL, GEMMA3, IDEFICS3)
+FAMILIES: tuple[Family, ...] = (QWEN3_VL, QWEN2_5_VL, QWEN2_VL, GEMMA3, IDEFICS3, LLAVA)
 
 
 def find_family(config: Section) -> Family:

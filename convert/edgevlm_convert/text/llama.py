@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevlm_convert.config import Section
 from edgevlm_convert.family import Part, Source, TextArchitecture
 from edgevlm_convert.metadata import u32
 from edgevlm_convert.rules import Rename, Rule, Transform
@@ -78,13 +77,14 @@ def build_llama(source: Source) -> Part:
             **size_metadata(name, text, sizes, rope),
             **rope_base(name, rope),
             **norm_metadata(name, text),
-            **head_metadata(name, text, sizes),
+            # The classes work out a head's channels, and llama.cpp's converter asks them.
+            **head_metadata(name, text.with_defaults({"head_dim": sizes.head_dim}), sizes),
         },
         late_metadata={
             f"{name}.vocab_size": u32(source.n_vocab),
             f"{name}.rope.dimension_count": u32(sizes.head_dim),
         },
-        losses=(*rope.losses, *_window_losses(text)),
+        losses=(*rope.losses, *_window_losses(source)),
     )
 
 
@@ -111,9 +111,14 @@ def _paired(rules: Sequence[Rule], sizes: Sizes) -> list[Rule]:
     return changed
 
 
-def _window_losses(text: Section) -> tuple[str, ...]:
+def _window_losses(source: Source) -> tuple[str, ...]:
     """Say what a sliding window means here: the graph attends to everything before a token."""
-    if not text.has("sliding_window"):
+    text, config = source.text, source.config
+    given = config.section("text_config") if config.has("text_config") else config
+    # null is no window; Mistral has one where the key is missing.
+    names = given.keys()
+    is_off = "sliding_window" in names and not given.has("sliding_window")
+    if is_off or not text.has("sliding_window"):
         return ()
     window = text.integer("sliding_window", low=1, high=1 << 31)
     if window >= text.integer("max_position_embeddings", low=1, high=1 << 31):

@@ -7,11 +7,13 @@ Facts: names from gguf-py constants.py and tools/mtmd/clip-impl.h; defaults from
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgevlm_convert.config import Section
 from edgevlm_convert.metadata import Value, boolean
-from edgevlm_convert.rules import Drop, Precision, Rename, Rule
+from edgevlm_convert.rules import Drop, Precision, Rename, Rule, Transform
 from edgevlm_convert.towers.vision import TowerSizes, pair, read_image_size, read_tower
+from edgevlm_convert.transforms import rotated_rows
 
 SIGLIP_DEFAULTS: Mapping[str, object] = {
     "hidden_size": 768,
@@ -83,6 +85,53 @@ def embedding_rules(
         bias: whether the patch kernel has one (SigLIP) or not (CLIP).
         precision: of the patch kernel.
     """
+    return [
+        *_patch_rules(prefix, sizes, bias=bias, precision=precision),
+        Rename(
+            source=f"{prefix}embeddings.position_embedding.weight",
+            target="v.position_embd.weight",
+            shape=(sizes.n_patches, sizes.n_embd),
+            precision="f32",
+        ),
+    ]
+
+
+def class_token_rules(prefix: str, sizes: TowerSizes, *, first: bool) -> list[Rule]:
+    """Return the rules of patches, class token and positions of CLIP.
+
+    Row 0 of the position table is the class token's. Where the graph puts that token behind the
+    patches (tools/mtmd/models/llava.cpp), its row must be the last one of the file.
+
+    Args:
+        prefix: of the tower's tensors.
+        sizes: of the tower.
+        first: whether the graph puts the class token before the patches.
+    """
+    positions = f"{prefix}embeddings.position_embedding.weight"
+    target = "v.position_embd.weight"
+    n_rows = sizes.n_patches + 1
+    shape = (n_rows, sizes.n_embd)
+    table: Rule = Rename(source=positions, target=target, shape=shape, precision="f32")
+    if not first:
+        table = Transform(
+            source=positions,
+            target=target,
+            shape=shape,
+            precision="f32",
+            rows=rotated_rows(n_rows, 1),
+        )
+    return [
+        *_patch_rules(prefix, sizes, bias=False, precision="f16 or f32"),
+        Rename(
+            source=f"{prefix}embeddings.class_embedding",
+            target="v.class_embd",
+            shape=(sizes.n_embd,),
+        ),
+        table,
+    ]
+
+
+def _patch_rules(prefix: str, sizes: TowerSizes, *, bias: bool, precision: Precision) -> list[Rule]:
     patch = f"{prefix}embeddings.patch_embedding"
     rules: list[Rule] = [
         Rename(
@@ -90,13 +139,7 @@ def embedding_rules(
             target="v.patch_embd.weight",
             shape=(sizes.n_embd, 3, sizes.patch_size, sizes.patch_size),
             precision=precision,
-        ),
-        Rename(
-            source=f"{prefix}embeddings.position_embedding.weight",
-            target="v.position_embd.weight",
-            shape=(sizes.n_patches, sizes.n_embd),
-            precision="f32",
-        ),
+        )
     ]
     if bias:
         rules.append(
@@ -130,6 +173,30 @@ def block_rules(prefix: str, sizes: TowerSizes) -> list[Rule]:
         rules += pair(f"{source}mlp.fc1", f"{target}ffn_up", (n_ff, n_embd))
         rules += pair(f"{source}mlp.fc2", f"{target}ffn_down", (n_embd, n_ff))
     return rules
+
+
+def unread_rules(prefix: str, sizes: TowerSizes, n_read: int) -> list[Rule]:
+    """Return the rules of what stands behind the blocks that the projector reads.
+
+    Args:
+        prefix: of the tower's tensors.
+        sizes: of the whole tower.
+        n_read: blocks that the projector reads.
+    """
+    read = block_rules(prefix, replace(sizes, n_layers=n_read))
+    unread = block_rules(prefix, sizes)[len(read) :]
+    reason = f"behind block {n_read} of {sizes.n_layers}, the last that the projector reads"
+    names = [name for rule in unread for name in rule.shapes]
+    last_norm = [name for rule in last_norm_rules(prefix, sizes.n_embd) for name in rule.shapes]
+    return [
+        *(Drop(source=name, reason=reason, required=True) for name in names),
+        *(Drop(source=name, reason=reason) for name in last_norm),
+    ]
+
+
+def first_norm_rules(prefix: str, n_embd: int) -> list[Rule]:
+    """Return the rules of the norm before the first block, which CLIP has and spells so."""
+    return pair(f"{prefix}pre_layrnorm", "v.pre_ln", (n_embd,))
 
 
 def last_norm_rules(prefix: str, n_embd: int) -> list[Rule]:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from tests.goldens.recipe import Recipe
-from tests.goldens.recipes import gemma3, gemma3_variants, idefics3, qwen2_5_vl, qwen2_vl, smolvlm
+from tests.goldens.recipes import (
+    gemma3,
+    gemma3_variants,
+    idefics3,
+    llava,
+    qwen2_5_vl,
+    qwen2_vl,
+    smolvlm,
+)
 from tests.goldens.recipes.qwen3_vl import RECIPE as QWEN3_VL
 
 RECIPES: dict[str, Recipe] = {
@@ -20,5 +28,6 @@ RECIPES: dict[str, Recipe] = {
         gemma3_variants.DEEP,
         smolvlm.RECIPE,
         idefics3.RECIPE,
+        *llava.RECIPES,
     )
 }

@@ -1,0 +1,175 @@
+"""LLaVA's checkpoints as transformers 5 writes them, and how they were published before."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.convert.tricks import split_safetensors
+from tests.goldens.files import read_golden_json
+from tests.goldens.recipe import Config
+from tests.synthetic import write_json, write_tokenizer
+
+N_TOKENS = 300
+IMAGE_TOKEN = N_TOKENS - 2
+# What names begin with: as transformers 5 saves them, and elsewhere.
+OF_TRANSFORMERS_4 = {"vision_tower.": "vision_tower.vision_model."}
+OF_ITS_CLASSES = {
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+_QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Every number away from what the classes have when a key is missing.
+_TEXT: Config = {
+    "hidden_act": "silu",
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "vocab_size": N_TOKENS + 20,
+}
+_CLIP: Config = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 32,
+    "image_size": 72,
+    "intermediate_size": 48,
+    "layer_norm_eps": 1e-05,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+    "patch_size": 8,
+    "projection_dim": 40,
+}
+_SIGLIP: Config = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 40,
+    # Not a multiple of the patches, as 384 is not.
+    "image_size": 69,
+    "intermediate_size": 72,
+    "layer_norm_eps": 1e-06,
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 5,
+    "num_channels": 3,
+    "num_hidden_layers": 3,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+_PIXELS: Config = {
+    "image_mean": [0.5, 0.45, 0.4],
+    "image_std": [0.5, 0.25, 0.3],
+    "processor_class": "LlavaProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+}
+
+
+def clip_config(*, text: Mapping[str, Any], **outer: Any) -> Config:
+    """Return config.json of a LLaVA with CLIP; `text` replaces keys of its section."""
+    return _config({**_CLIP}, text, layer=-2, strategy="default", **outer)
+
+
+def siglip_config(*, text: Mapping[str, Any], layer: int | list[int] = -1, **outer: Any) -> Config:
+    """Return config.json of a LLaVA with SigLIP; `text` replaces keys of its section."""
+    return _config({**_SIGLIP}, text, layer=layer, strategy="full", **outer)
+
+
+def _config(
+    vision: Config, text: Mapping[str, Any], *, layer: int | list[int], strategy: str, **outer: Any
+) -> Config:
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "image_token_index": IMAGE_TOKEN,
+        "model_type": "llava",
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu",
+        "text_config": {**_TEXT, **text},
+        "tie_word_embeddings": False,
+        "vision_config": vision,
+        "vision_feature_layer": layer,
+        "vision_feature_select_strategy": strategy,
+        **outer,
+    }
+
+
+def preprocessor(config: Config) -> Config:
+    """Return preprocessor_config.json for a config."""
+    side = config["vision_config"]["image_size"]
+    square = {"height": side, "width": side}
+    if config["vision_config"]["model_type"] == "siglip_vision_model":
+        return {**_PIXELS, "image_processor_type": "SiglipImageProcessor", "size": square}
+    return {
+        **_PIXELS,
+        "crop_size": square,
+        "do_center_crop": True,
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": side},
+    }
+
+
+def square_prompts(config: Config) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return prompts with images of exactly the tower's size."""
+    side = config["vision_config"]["image_size"]
+    first, second, third = (f"{side}x{side}-{seed}" for seed in (1, 2, 3))
+    return (
+        ("text only", "What is the color of the circle? Cafe\u0301 costs 42 \u20ac.", ()),
+        ("one image", "What is in the image?", (first,)),
+        ("another image", "What is in the image?", (second,)),
+        ("two images", "Is the circle in one or in the other?", (second, third)),
+    )
+
+
+def write_tokenizer_llava_qwen(folder: Path) -> None:
+    """Write the files of llava-interleave: Qwen's tokenizer, with `<image>`."""
+    write_tokenizer(folder, n_tokens=N_TOKENS)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        text = path.read_text(encoding="utf-8")
+        # The id is the one that IMAGE_TOKEN names: the last but one of all tokens.
+        text = text.replace("<|video_pad|>", "<image>")
+        path.write_text(text, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_QWEN_TEMPLATE, encoding="utf-8")
+
+
+def as_published(class_name: str) -> Callable[[Path], None]:
+    """Return what gives a checkpoint its old names, and its text model its own class."""
+
+    def adapt(folder: Path) -> None:
+        config = read_golden_json(folder / "config.json")
+        config["text_config"]["architectures"] = [class_name]
+        write_json(folder / "config.json", config)
+        weight_map: dict[str, str] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            header, data = split_safetensors(path)
+            header = {renamed(name, OF_TRANSFORMERS_4): entry for name, entry in header.items()}
+            text = json.dumps(header).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+            weight_map |= {name: path.name for name in header if name != "__metadata__"}
+        write_json(
+            folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map}
+        )
+
+    return adapt
+
+
+def renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """Return a tensor's name with what it begins with exchanged."""
+    for prefix, other in prefixes.items():
+        if name.startswith(prefix):
+            return other + name.removeprefix(prefix)
+    return name
