@@ -77,6 +77,26 @@ class LedgerRecord(_Record):
     dropped: dict[str, str]
 
 
+class TokenizerLimit(_Record):
+    """A known limit of the runtime that makes it tokenize some texts in another way."""
+
+    name: str
+    reason: str
+    n_probes: int
+    first: str
+
+
+class TokenizerRecord(_Record):
+    """What came out when probe texts were tokenized by the checkpoint's tokenizer and by the file.
+
+    Every difference is explained by one of `limits`.
+    """
+
+    n_probes: int
+    n_different: int
+    limits: list[TokenizerLimit]
+
+
 class Manifest(_Record):
     """`edgevlm.json`."""
 
@@ -87,6 +107,7 @@ class Manifest(_Record):
     files: list[FileEntry]
     ledger: LedgerRecord
     versions: dict[str, str]
+    tokenizer: TokenizerRecord | None = None
     drift: dict[str, object] = Field(default_factory=dict)
     verify: dict[str, object] = Field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from edgevlm_convert.encoder import TensorEncoder
 from edgevlm_convert.writer import GGUFPlan, write_gguf
 
 from edgevlm.build.source import source_hashes
+from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.errors import ConversionError, OutputExistsError
 from edgevlm.files import WriteTogether, flush, write_together
 from edgevlm.ggml_types import FILE_TYPES
@@ -26,6 +27,7 @@ from edgevlm.model_dir import (
     Manifest,
     Role,
     Source,
+    TokenizerRecord,
     describe_file,
     read_manifest,
 )
@@ -111,11 +113,21 @@ def convert_model(
         with write_together(
             folder, names=[file.name for file in files], n_bytes=n_bytes, force=force
         ) as output:
-            written = write_files(output, files, n_threads=n_threads, progress=progress)
+            proof: list[TokenizerRecord] = []
+
+            def prove(file: FilePlan, path: Path) -> None:
+                if file.role == "text":
+                    proof.append(prove_tokenizer(source, path))
+
+            written = write_files(
+                output, files, n_threads=n_threads, progress=progress, when_written=prove
+            )
             manifest = _manifest(planned.conversion, source, hashes(), origin or Source())
             if same and before is not None:
                 manifest = manifest.model_copy(update={"files": before.files})
-            manifest = manifest.with_files(written)
+            manifest = manifest.with_files(written).model_copy(
+                update={"tokenizer": proof[0] if proof else None}
+            )
             write_manifest(output, manifest)
     return Built(folder=folder, manifest=manifest, written=tuple(written), kept=kept)
 
@@ -133,8 +145,12 @@ def write_files(
     *,
     n_threads: int | None,
     progress: Progress,
+    when_written: Callable[[FilePlan, Path], None] | None = None,
 ) -> list[FileEntry]:
-    """Write every planned file to its temporary name and return the entries for the manifest."""
+    """Write every planned file to its temporary name and return the entries for the manifest.
+
+    `when_written` is called with each file that is complete; what it raises ends the run.
+    """
     # Flushing and hashing one file goes on beside the encoding of the next.
     with ThreadPoolExecutor(1, thread_name_prefix="edgevlm-finish") as executor:
         entries: list[Future[FileEntry]] = []
@@ -149,6 +165,8 @@ def write_files(
                 label=file.name,
             )
             entries.append(executor.submit(_finish, file, temporary))
+            if when_written is not None:
+                when_written(file, temporary)
         return [entry.result() for entry in entries]
 
 

@@ -23,7 +23,8 @@ class PreTokenizer:
         also: other names of the same implementation.
         ignore_merges: a piece that is a token is taken whole, without merging.
         adds_bos: BOS is put in front when a file does not say.
-        approximate: the runtime tells upper from lower case in ASCII only.
+        limit: "case" or "spaces": what the runtime's own expressions take for something else.
+        runtime: those expressions; empty: they are the same.
     """
 
     name: str
@@ -31,7 +32,8 @@ class PreTokenizer:
     also: tuple[str, ...] = ()
     ignore_merges: bool = False
     adds_bos: bool = False
-    approximate: bool = False
+    limit: str = ""
+    runtime: tuple[str, ...] = ()
 
 
 # What `ByteLevel` splits at when `use_regex` is set.
@@ -59,7 +61,18 @@ _TEKKEN = rf"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*|\p{{N}}|{_C
 _CASED_WORDS = (
     f"{_BEFORE}{_UPPER}*{_LOWER}+{CONTRACTION}?|{_BEFORE}{_UPPER}+{_LOWER}*{CONTRACTION}?"
 )
+_YOUTU = rf"{_CASED_WORDS}|\p{{N}}|{_CASED_TAIL}"
 _GPT4O = rf"{_CASED_WORDS}|\p{{N}}{{1,3}}|{_CASED_TAIL}"
+# What the runtime has in their place: it knows case in ASCII only, or not at all.
+_ASCII_UPPER, _ASCII_LOWER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+_MARKED_UPPER, _MARKED_LOWER = r"((?=[\p{L}\p{M}])([^a-z]))", r"((?=[\p{L}\p{M}])([^A-Z]))"
+_ANY = r"[\p{L}\p{M}]"
+
+
+def _cased(expression: str, upper: str, lower: str) -> str:
+    return expression.replace(_UPPER, upper).replace(_LOWER, lower)
+
+
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _ASCII_SIGN_AND_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
@@ -102,6 +115,18 @@ _BAILING = (
 )
 _SEED = rf"{CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _MINICPM5 = rf"{CONTRACTION}|{_WORD}|\p{{N}}+|{_SIGNS}|{_SPACES}"
+
+_CJK_SIGNS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+_DEEPSEEK_LLM = (r"[\r\n]", rf"\s?[{_CASED_LETTERS}]+", _CJK_SIGNS, r"\s+$", _HAN, DIGITS)
+_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, DIGIT)
+
+
+def _spaces_apart(expressions: tuple[str, ...]) -> tuple[str, ...]:
+    """Return them as the runtime applies them, for which no space beyond ASCII is in a range."""
+    apart = {_HAN: rf"(?:(?!\s){_HAN[:-1]})+"}
+    apart[_CJK_SIGNS] = _CJK_SIGNS.replace(r"\s?", r"\s?(?:(?!\s)", 1)[:-1] + ")+"
+    return tuple(apart.get(expression, expression) for expression in expressions)
+
 
 # Of two with the same expressions the first is written.
 TABLE: tuple[PreTokenizer, ...] = (
@@ -173,31 +198,33 @@ TABLE: tuple[PreTokenizer, ...] = (
         ),
     ),
     PreTokenizer(
-        name="tekken", expressions=(_TEKKEN,), ignore_merges=True, adds_bos=True, approximate=True
+        name="tekken",
+        expressions=(_TEKKEN,),
+        ignore_merges=True,
+        adds_bos=True,
+        limit="case",
+        runtime=(_cased(_TEKKEN, _ASCII_UPPER, _ASCII_LOWER),),
     ),
     PreTokenizer(
         name="gpt-4o",
         expressions=(_GPT4O,),
         also=("llama4", "kanana2", "talkie", "minimax-m2"),
-        approximate=True,
+        limit="case",
+        runtime=(_cased(_GPT4O, _ASCII_UPPER, _ASCII_LOWER),),
     ),
     PreTokenizer(
         name="granite-embed-multi-97m",
         expressions=(_GPT4O,),
         ignore_merges=True,
-        approximate=True,
-    ),
-    PreTokenizer(
-        name="tiny_aya",
-        expressions=(r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O),
-        also=("cohere2moe",),
-        approximate=True,
+        limit="case",
+        runtime=(_cased(_GPT4O, _MARKED_UPPER, _MARKED_LOWER),),
     ),
     PreTokenizer(
         name="youtu",
-        expressions=(_YOUTU_SCRIPTS, rf"{_CASED_WORDS}|\p{{N}}|{_CASED_TAIL}"),
+        expressions=(_YOUTU_SCRIPTS, _YOUTU),
         ignore_merges=True,
-        approximate=True,
+        limit="case",
+        runtime=(_YOUTU_SCRIPTS, _cased(_YOUTU, _ANY, _ANY)),
     ),
     PreTokenizer(
         name="deepseek-v3",
@@ -207,18 +234,15 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer(name="spark2_5", expressions=(r"\p{N}{1,3}", _CJK, _SPARK, DIGIT)),
     PreTokenizer(
         name="deepseek-llm",
-        expressions=(
-            r"[\r\n]",
-            rf"\s?[{_CASED_LETTERS}]+",
-            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-            r"\s+$",
-            _HAN,
-            DIGITS,
-        ),
+        expressions=_DEEPSEEK_LLM,
+        limit="spaces",
+        runtime=_spaces_apart(_DEEPSEEK_LLM),
     ),
     PreTokenizer(
         name="deepseek-coder",
-        expressions=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, DIGIT),
+        expressions=_DEEPSEEK_CODER,
+        limit="spaces",
+        runtime=_spaces_apart(_DEEPSEEK_CODER),
     ),
     PreTokenizer(name="falcon", expressions=(r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")),
     PreTokenizer(name="bloom", expressions=(_BLOOM,), also=("poro-chat", "gpt3-finnish")),
@@ -231,8 +255,9 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer(name="minicpm5", expressions=(r"\p{N}{1,3}", _MINICPM5), ignore_merges=True),
     PreTokenizer(name="jais-2", expressions=(_JAIS2,)),
     PreTokenizer(name="superbpe", expressions=(DIGITS, r"(?=(\d{3})+(?!\d))")),
-    # Their steps are written in C++, or have no counterpart in a tokenizer.json.
+    # Steps written in C++ that no tokenizer.json says, or says a little differently.
     PreTokenizer(name="afmoe", expressions=()),
+    PreTokenizer(name="tiny_aya", expressions=(), also=("cohere2moe",)),
     PreTokenizer(name="chameleon", expressions=(), adds_bos=True),
     PreTokenizer(name="kimi-k2", expressions=()),
 )

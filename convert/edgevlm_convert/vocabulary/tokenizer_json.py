@@ -7,7 +7,7 @@ is parsed at once; those two are cut out first, and parsed a piece at a time whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, cast
@@ -37,37 +37,50 @@ class TokenizerJson:
     """A tokenizer.json that was opened.
 
     Attributes:
-        document: all of it; `model.vocab` and `model.merges` are null where they were cut out.
+        values: all of it; `model.vocab` and `model.merges` are null where they were cut out.
     """
 
-    document: Section
+    values: Mapping[str, object]
     _raw: bytes
     _pieces: dict[bytes, list[tuple[int, int]]]
+
+    @property
+    def document(self) -> Section:
+        """The values, read with type and bounds."""
+        return Section(self.values, file=FILE)
 
     @property
     def model(self) -> Section:
         """Type and options of the model."""
         return self.document.section("model")
 
-    def vocabulary(self) -> dict[str, int]:
-        """Return ids by token: whole numbers from 0, no id and no token twice.
+    def tokens(self) -> Iterator[tuple[str, int]]:
+        """Yield every token of the model and its id: a whole number from 0.
 
         Raises:
-            CheckpointError: it is missing, or holds anything else.
+            CheckpointError: they are missing, or one is anything else.
         """
-        ids: dict[str, int] = {}
         for piece in self._of(b'"vocab"', "an object of tokens and ids"):
             found = parse_json_object(b"{" + piece + b"}", where=f"{FILE}: `model.vocab`")
-            n_before = len(ids)
             for token, number in found.items():
                 if not isinstance(number, int) or isinstance(number, bool) or number < 0:
                     raise CheckpointError(
                         f"{FILE}: token {quoted(token)} has the id {quoted(str(number)[:40])}",
                         hint=DAMAGED_HINT,
                     )
-                ids[token] = number
-            if len(ids) != n_before + len(found):
-                raise CheckpointError(f"{FILE}: a token is there twice", hint=DAMAGED_HINT)
+                yield token, number
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return ids by token: no id and no token is there twice.
+
+        Raises:
+            CheckpointError: as for `tokens`, or one is there twice.
+        """
+        ids: dict[str, int] = {}
+        for n_before, (token, number) in enumerate(self.tokens()):
+            ids[token] = number
+            if len(ids) == n_before:
+                raise CheckpointError(f"{FILE} gives {quoted(token)} twice", hint=DAMAGED_HINT)
         if not ids:
             self.model.fail("vocab", "an object of tokens and ids")
         if len(set(ids.values())) != len(ids):
@@ -132,7 +145,7 @@ def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
         position = parts[-1][1] + 1
     skeleton.append(raw[position:])
     document = parse_json_object(b"".join(skeleton), where=f"`{path}`")
-    return TokenizerJson(document=Section(document, file=FILE), _raw=raw, _pieces=pieces)
+    return TokenizerJson(values=document, _raw=raw, _pieces=pieces)
 
 
 def _cut(raw: bytes) -> dict[bytes, list[tuple[int, int]]]:

@@ -1,0 +1,225 @@
+"""The checkpoint's own tokenizer, run by `tokenizers`, cut down to what some texts need.
+
+`tokenizers` takes 600 MB for Gemma 3's vocabulary. BPE and unigram on a text only ever look at
+tokens that are parts of it, so a vocabulary of those parts alone gives the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import Tokenizer
+
+from edgevlm.errors import CheckpointError, ConversionError
+from edgevlm_convert.config import MAX_VOCABULARY, Section
+from edgevlm_convert.json_file import DAMAGED_HINT, quoted, read_json
+from edgevlm_convert.vocabulary.added import AddedToken, added_tokens
+from edgevlm_convert.vocabulary.byte_level import byte_letters
+from edgevlm_convert.vocabulary.probes import Probe, probes
+from edgevlm_convert.vocabulary.rows import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from edgevlm_convert.vocabulary.sentencepiece_model import FILE as MODEL_FILE
+from edgevlm_convert.vocabulary.sentencepiece_model import (
+    SentencePieceModel,
+    read_sentencepiece_model,
+)
+from edgevlm_convert.vocabulary.structure import fields_of
+from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
+
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+_REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_FOUND_FIRST = (CONTROL, UNKNOWN, USER_DEFINED)
+_N_LETTERS = 4
+_MAX_SETTINGS_BYTES = 16_000_000
+
+
+class ReferenceTokenizer:
+    """A tokenizer that gives the right ids for the texts it was made for.
+
+    Args:
+        values: a whole tokenizer.json.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(values))
+        except Exception as error:  # `tokenizers` knows no type of its own.
+            raise CheckpointError(
+                f"`tokenizers` cannot read tokenizer.json: {str(error)[:200]}", hint=DAMAGED_HINT
+            ) from error
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return the ids of a text; `add_special` adds BOS and EOS as the post-processor does."""
+        return self._tokenizer.encode(text, add_special_tokens=add_special).ids
+
+    @property
+    def adds_special(self) -> bool:
+        """Whether the post-processor adds any token; transformers may add BOS without it."""
+        return self.encode("a", add_special=True) != self.encode("a")
+
+    def without_flags(self) -> ReferenceTokenizer | None:
+        """Return it with added tokens found as they stand; None: none has such a flag."""
+        entries = cast(list[dict[str, Any]], self._values.get("added_tokens") or [])
+        if not any(entry.get(flag) for entry in entries for flag in _FLAGS):
+            return None
+        plain = [entry | dict.fromkeys(_FLAGS, False) for entry in entries]
+        return ReferenceTokenizer({**self._values, "added_tokens": plain})
+
+    def with_expressions(self, expressions: Sequence[str]) -> ReferenceTokenizer:
+        """Return it with a byte-level pre-tokenizer that splits at other expressions."""
+        steps = [
+            {"type": "Split", "pattern": {"Regex": one}, "behavior": "Isolated", "invert": False}
+            for one in expressions
+        ]
+        last = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        sequence = {"type": "Sequence", "pretokenizers": [*steps, last | {"trim_offsets": True}]}
+        return ReferenceTokenizer({**self._values, "pre_tokenizer": sequence})
+
+    def with_space_everywhere(self) -> ReferenceTokenizer | None:
+        """Return it with a space in front of every part; None: that is how it is, or it has none.
+
+        `Metaspace` leaves out the space in front of a text that begins with one.
+        """
+        step = fields_of(self._values.get("pre_tokenizer"))
+        if step.get("type") != "Metaspace" or step.get("prepend_scheme") == "never":
+            return None
+        prepend = {"type": "Prepend", "prepend": "▁"}
+        normalizer = {"type": "Sequence", "normalizers": [prepend, _REPLACE_SPACES]}
+        return ReferenceTokenizer({**self._values, "normalizer": normalizer, "pre_tokenizer": None})
+
+
+def open_reference(folder: Path) -> tuple[list[Probe], ReferenceTokenizer]:
+    """Return the probe texts for a checkpoint's tokenizer, and that tokenizer.
+
+    Raises:
+        CheckpointError: a tokenizer file is missing or malformed.
+    """
+    tokenizer = read_tokenizer_json(folder)
+    document = tokenizer.document if tokenizer else None
+    settings, older = (
+        read_json(folder / name, max_bytes=_MAX_SETTINGS_BYTES)
+        if (folder / name).exists()
+        else None
+        for name in ("tokenizer_config.json", "added_tokens.json")
+    )
+    section = Section(settings, file="tokenizer_config.json") if settings is not None else None
+    added = added_tokens(document, section, older, n_rows=MAX_VOCABULARY)
+    found = probes([added[number].text for number in sorted(added)])
+    texts = [probe.text for probe in found]
+    if tokenizer is not None:
+        return found, reference_of_json(tokenizer, added, texts)
+    model = read_sentencepiece_model(folder / MODEL_FILE)
+    return found, reference_of_model(model, added, texts)
+
+
+def reference_of_json(
+    tokenizer: TokenizerJson, added: Mapping[int, AddedToken], texts: Sequence[str]
+) -> ReferenceTokenizer:
+    """Return the tokenizer of a tokenizer.json for `texts`."""
+    is_part = _parts_of(texts)
+    model = dict(cast(Mapping[str, Any], tokenizer.values["model"]))
+    unknown = model.get("unk_token")
+    # Added tokens keep their ids as entries of the model: otherwise they would be numbered anew.
+    ids = {token.content: token.id for token in added.values()}
+    contents, known = set(ids), set[str]()
+    n_tokens = 0
+    for text, number in tokenizer.tokens():
+        n_tokens += 1
+        if text in contents:
+            known.add(text)
+        if text in contents or text == unknown or is_part(text):
+            ids[text] = number
+    _check_numbers(added, known, n_tokens)
+    model["vocab"] = ids
+    model["merges"] = [
+        [left, right]
+        for left, right in tokenizer.merges()
+        if left in ids and right in ids and left + right in ids
+    ]
+    return ReferenceTokenizer(
+        {**tokenizer.values, "model": model, "truncation": None, "padding": None}
+    )
+
+
+def _check_numbers(added: Mapping[int, AddedToken], known: set[str], n_tokens: int) -> None:
+    """Check that added tokens have the ids that `tokenizers` gives them.
+
+    A token of the model keeps its id; others are numbered in order behind all that came before,
+    whatever the file says.
+    """
+    last = -1
+    for token in added.values():
+        number = token.id if token.content in known else max(last + 1, n_tokens)
+        if token.id != number:
+            raise ConversionError(
+                f"tokenizer.json gives added token {quoted(token.content)} the id {token.id},"
+                f" `tokenizers` reads it as {number}",
+                hint="save the tokenizer again with the transformers that the model is used with",
+            )
+        last = max(last, number)
+
+
+def reference_of_model(
+    model: SentencePieceModel, added: Mapping[int, AddedToken], texts: Sequence[str]
+) -> ReferenceTokenizer:
+    """Return the tokenizer that transformers makes of a tokenizer.model, for `texts`."""
+    is_part = _parts_of(texts)
+    ids = {token.content: token.id for token in added.values()}
+    pieces = list(zip(model.texts, model.types, model.scores, strict=True))
+    ids |= {
+        text: number
+        for number, (text, kind, _) in enumerate(pieces)
+        if kind in (*_FOUND_FIRST, BYTE) or is_part(text)
+    }
+    scores = {text: score for text, kind, score in pieces if text in ids and kind == NORMAL}
+    merges = sorted(
+        (-scores[text], -cut, text)
+        for text in scores
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    )
+    prepend = [{"type": "Prepend", "prepend": "▁"}] if model.add_dummy_prefix else []
+    # transformers adds all that is no plain piece (convert_slow_tokenizer.py).
+    found_first = [text for text, kind, _ in pieces if kind in _FOUND_FIRST and text in ids]
+    contents = list(dict.fromkeys([*(token.content for token in added.values()), *found_first]))
+    return ReferenceTokenizer(
+        {
+            "version": "1.0",
+            "added_tokens": [
+                {"id": ids[text], "content": text, "special": True, **dict.fromkeys(_FLAGS, False)}
+                for text in contents
+            ],
+            "normalizer": {"type": "Sequence", "normalizers": [*prepend, _REPLACE_SPACES]},
+            "model": {
+                "type": "BPE",
+                "unk_token": next((text for text, kind, _ in pieces if kind == UNKNOWN), None),
+                "fuse_unk": True,
+                "byte_fallback": True,
+                "vocab": ids,
+                "merges": [[text[:-cut], text[-cut:]] for _, cut, text in merges],
+            },
+        }
+    )
+
+
+def _parts_of(texts: Sequence[str]) -> Callable[[str], bool]:
+    """Return whether a token can be part of a text, in any form in which a model sees it."""
+    letters = byte_letters()
+    forms: set[str] = set()
+    for text in texts:
+        for form in (text, unicodedata.normalize("NFC", text)):
+            marked = form.replace(" ", "▁")
+            forms |= {form, f"▁{marked}", "".join(letters[byte] for byte in form.encode())}
+    whole = "\n".join(sorted(forms))
+    starts = {
+        whole[at : at + n_letters]
+        for n_letters in range(1, _N_LETTERS + 1)
+        for at in range(len(whole))
+    }
+    return lambda token: (
+        token.startswith("<0x") or (token[:_N_LETTERS] in starts and token in whole)
+    )
