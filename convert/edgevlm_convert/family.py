@@ -51,6 +51,8 @@ class Source:
         shapes: of the checkpoint's tensors by name, for what is stored in more than one way.
         class_token_first: asks whether the installed llama.cpp puts a vision tower's class token
             before the patches, as towers are trained; the pinned one puts it behind them.
+        reads_norm_epsilon: asks whether the installed llama.cpp reads the epsilon of the norms of
+            a text architecture that the pinned one does not read it for.
     """
 
     config: Section
@@ -59,6 +61,7 @@ class Source:
     prefixes: Prefixes
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=_no_shapes)
     class_token_first: Callable[[], bool] = lambda: False
+    reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False
 
     @property
     def n_vocab(self) -> int:

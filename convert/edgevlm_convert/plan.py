@@ -69,6 +69,7 @@ def plan_conversion(
     text_encoder: TensorEncoder | None = None,
     mmproj_encoder: TensorEncoder | None = None,
     class_token_first: Callable[[], bool] = lambda: False,
+    reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False,
     adapter: Path | None = None,
 ) -> ConversionPlan:
     """Read headers, config and tokenizer of a checkpoint and plan both files.
@@ -82,6 +83,8 @@ def plan_conversion(
         mmproj_encoder: quantizes the projector in the same pass.
         class_token_first: asked when the vision tower has a class token: whether the installed
             llama.cpp puts it before the patches; the pinned one does not.
+        reads_norm_epsilon: asked about a text architecture whose norms' epsilon the pinned
+            llama.cpp leaves unread: whether the installed one reads it.
         adapter: folder of a PEFT LoRA adapter to merge.
 
     Raises:
@@ -90,7 +93,12 @@ def plan_conversion(
         UnsupportedArchitectureError: no family claims it.
         ConversionError: a tensor or token that cannot be carried over.
     """
-    model = _read(folder, class_token_first=class_token_first, adapter=adapter)
+    model = _read(
+        folder,
+        class_token_first=class_token_first,
+        reads_norm_epsilon=reads_norm_epsilon,
+        adapter=adapter,
+    )
     checkpoint = model.checkpoint
     # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
     name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
@@ -148,7 +156,13 @@ class _Model:
     ledger: Ledger
 
 
-def _read(folder: Path, *, class_token_first: Callable[[], bool], adapter: Path | None) -> _Model:
+def _read(
+    folder: Path,
+    *,
+    class_token_first: Callable[[], bool],
+    reads_norm_epsilon: Callable[[str], bool],
+    adapter: Path | None,
+) -> _Model:
     """Open a checkpoint and map its tensors."""
     opened = open_checkpoint(folder)
     unpacked = unpack(opened.config, opened.tensors)
@@ -165,6 +179,7 @@ def _read(folder: Path, *, class_token_first: Callable[[], bool], adapter: Path 
         prefixes=find_prefixes(tensors, family.prefixes),
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         class_token_first=class_token_first,
+        reads_norm_epsilon=reads_norm_epsilon,
     )
     parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
     outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})

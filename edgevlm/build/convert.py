@@ -224,6 +224,7 @@ def _plan(
         outtype=outtype,
         text_encoder=encoder,
         mmproj_encoder=projector_encoder,
+        reads_norm_epsilon=_reads_norm_epsilon,
     )
     text_level = profile.name if profile else _float_level(conversion.text)
     projector_level = (
@@ -250,6 +251,12 @@ def _plan(
             ),
         ),
     )
+
+
+def _reads_norm_epsilon(architecture: str) -> bool:
+    from edgevlm.runtime.norm_epsilon import reads_norm_epsilon
+
+    return reads_norm_epsilon(architecture)
 
 
 def _float_level(plan: GGUFPlan) -> str:

@@ -93,6 +93,18 @@ def build_qwen2_vl(source: Source) -> Part:
             f"{name}.rope.dimension_sections": array("INT32", sections),
             **_tail(name, text, sizes, rope),
         },
+        losses=_norm_losses(source, name),
+    )
+
+
+def _norm_losses(source: Source, name: str) -> tuple[str, ...]:
+    """Say what the pinned llama.cpp does: its loader reads no epsilon (src/models/qwen2vl.cpp)."""
+    if source.reads_norm_epsilon(name):
+        return ()
+    epsilon = source.text.number("rms_norm_eps", low=1e-12, high=1.0)
+    return (
+        f"llama.cpp leaves the epsilon {epsilon:g} out of this text model's norms: answers shift a"
+        " little, the more the smaller the token embeddings are",
     )
 
 

@@ -19,6 +19,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         QWEN3_VL,
         qwen2_vl.RECIPE,
+        qwen2_vl.EPSILON,
         qwen2_vl.LINEAR,
         qwen2_vl.YARN,
         qwen2_5_vl.RECIPE,
