@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgevlm_convert import convert_checkpoint, plan_conversion
 
 from edgevlm.native import ggml_tensor, graph_input
 from edgevlm.native.ggml_tensor import layout_fault
 from edgevlm.native.graph_input import GraphInput
 from edgevlm.native.projector import EncodedImage, Projector, open_projector
-from edgevlm.native.text_model import TextModel
+from edgevlm.native.text_model import ModelOptions, TextModel, open_text_model
+from tests.goldens.files import drawn_image, redraw
 
 RNG = np.random.default_rng(7)
 # Multiples of patch size x merge, and within the limits: nothing is resized.
@@ -50,6 +52,27 @@ def test_resized_image_has_the_size_of_its_visual_tokens(
     assert tile.shape == (3, 64, 160)
     # The middle: libmtmd fills the rest with black where the two sizes differ in shape.
     np.testing.assert_allclose(tile[:, 8:56, 16:144], (200 / 255 - MEAN) / STD, rtol=0, atol=1e-6)
+
+
+def test_every_tile_is_seen(tmp_path: Path) -> None:
+    text, mmproj = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
+    plan = plan_conversion(redraw("smolvlm", tmp_path / "checkpoint"), outtype="f32")
+    convert_checkpoint(plan, text_path=text, mmproj_path=mmproj)
+    # Two by two tiles of 48 x 48: cut, not resized; then the whole image in 48 x 48.
+    pixels = drawn_image("96x96-1")
+    with (
+        open_text_model(text, ModelOptions()) as model,
+        open_projector(mmproj, model, n_threads=1, observe=True) as opened,
+    ):
+        encoded = opened.encode(pixels)
+    assert encoded.graph_input is not None
+    tiles = encoded.graph_input.tiles
+    assert [tile.shape for tile in tiles] == [(3, 48, 48)] * 5
+    assert len(tiles) == len(encoded.tiles)
+    expected = ((pixels / 255 - [0.5, 0.45, 0.4]) / [0.5, 0.25, 0.3]).transpose(2, 0, 1)
+    quarters = [expected[:, y : y + 48, x : x + 48] for y in (0, 48) for x in (0, 48)]
+    for tile, quarter in zip(tiles, quarters, strict=False):
+        np.testing.assert_allclose(tile, quarter, rtol=0, atol=1e-6)
 
 
 def test_each_image_is_seen_alone(shapes_dir: Path, text_model: TextModel) -> None:
