@@ -108,6 +108,7 @@ class Manifest(_Record):
     ledger: LedgerRecord
     versions: dict[str, str]
     tokenizer: TokenizerRecord | None = None
+    losses: list[str] = Field(default_factory=list)
     drift: dict[str, object] = Field(default_factory=dict)
     verify: dict[str, object] = Field(default_factory=dict)
 

@@ -224,6 +224,7 @@ def _plan(
         outtype=outtype,
         text_encoder=encoder,
         mmproj_encoder=projector_encoder,
+        class_token_first=_class_token_first,
         reads_norm_epsilon=_reads_norm_epsilon,
     )
     text_level = profile.name if profile else _float_level(conversion.text)
@@ -251,6 +252,13 @@ def _plan(
             ),
         ),
     )
+
+
+def _class_token_first() -> bool:
+    # Asked for towers with a class token alone: llama.cpp's libraries are loaded for it.
+    from edgevlm.runtime.class_token import class_token_first
+
+    return class_token_first()
 
 
 def _reads_norm_epsilon(architecture: str) -> bool:
@@ -295,6 +303,7 @@ def _manifest(
             dropped=dict(ledger.dropped),
         ),
         versions=tool_versions(),
+        losses=list(conversion.losses),
     )
 
 

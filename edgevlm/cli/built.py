@@ -28,6 +28,7 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
                 "files": [entry.model_dump() for entry in built.written],
                 "kept": list(built.kept),
                 "ledger": built.manifest.ledger.model_dump() if ledger else None,
+                "losses": list(built.manifest.losses),
                 "seconds": round(seconds, 3),
                 "peak_rss_bytes": peak,
             }
@@ -38,6 +39,8 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
     console.table(_HEADERS, [_row(entry) for entry in built.written], right=(2, 3))
     for name in built.kept:
         console.note(f"kept {name}: made from the same weights", quiet=quiet)
+    for loss in built.manifest.losses if ledger else ():
+        console.note(f"warning: {loss}", quiet=quiet)
     n_bytes = sum(entry.n_bytes for entry in built.written)
     console.note(
         f"wrote {human_bytes(n_bytes)} into {built.folder} in {seconds:.1f} s, "

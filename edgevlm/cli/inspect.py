@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Items of an array that JSON shows; a vocabulary would be megabytes.
 _JSON_ITEMS = 64
 _TEXT_ITEMS = 8
+_MAX_LOSSES = 32
 _MIN_VALUE_WIDTH = 24
 _MAX_VALUE_WIDTH = 100
 _COLUMN_GAP = 3
@@ -77,6 +78,10 @@ def _print_summary(content: GGUFFile) -> None:
     for label, value in facts:
         shown = _cut(console.printable(value), out.width - 20)
         out.print(f"  {label:<16}  {shown}", markup=False)
+    losses = content.metadata.get("edgevlm.losses")
+    for loss in losses.head(_MAX_LOSSES) if losses is not None else ():
+        shown = console.printable(str(loss))
+        out.print(f"  {'known loss':<16}  {shown}", markup=False, soft_wrap=True)
     out.print()
     _print_histogram(content.type_histogram(), content.n_data_bytes)
 

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from edgevlm.native.devices import offload_handles
 from edgevlm.native.graph_input import GraphInput, InputObserver
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
-from edgevlm.native.text_model import TextModel
 
 _TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -102,12 +101,29 @@ class EncodedImage:
     graph_input: GraphInput | None = None
 
 
+class TextSide(Protocol):
+    """What a projector asks of its text model; without a handle it encodes images all the same."""
+
+    @property
+    def handle(self) -> int | None:
+        """The native model."""
+        ...
+
+    @property
+    def n_embd_inp(self) -> int:
+        """Length of a row of embeddings."""
+        ...
+
+    @property
+    def n_positions(self) -> int:
+        """Position numbers of one token."""
+        ...
+
+
 class Projector:
     """An open mmproj. Made by `open_projector`."""
 
-    def __init__(
-        self, handle: int, model: TextModel, observer: InputObserver | None = None
-    ) -> None:
+    def __init__(self, handle: int, model: TextSide, observer: InputObserver | None = None) -> None:
         self._c: Any = load_library().mtmd
         self._handle = handle
         self._model = model
@@ -251,7 +267,7 @@ def _out_of_memory() -> ModelLoadError:
 @contextmanager
 def open_projector(
     path: Path,
-    model: TextModel,
+    model: TextSide,
     *,
     n_threads: int,
     device: str = "auto",

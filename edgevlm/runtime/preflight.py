@@ -14,6 +14,7 @@ from typing import Any
 
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
+from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.sampling import SamplingParams
 
@@ -146,6 +147,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         )
     if kind == "qwen2.5vl_merger":
         _check_windows(file)
+    if kind == "mlp":
+        check_mlp(file)
     _check_pair(path, file, text)
     _check_runtime_tokens(text, span)
     return replace(span, max_aspect=_check_tiles(file)) if kind == "idefics3" else span

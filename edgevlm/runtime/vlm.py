@@ -26,6 +26,7 @@ from edgevlm.native.text_model import (
 )
 from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, Timings
 from edgevlm.runtime.answer_stream import REASONING_TAGS, AnswerStream, opened_tag
+from edgevlm.runtime.class_token import check_class_token
 from edgevlm.runtime.context_policy import ContextFitter, Limits
 from edgevlm.runtime.decode import Decoder, Ending, sampler_options
 from edgevlm.runtime.footprint import DEFAULT_N_CTX
@@ -330,6 +331,7 @@ def open_vlm(
         context = stack.enter_context(open_context(text_model, options))
         projector = None
         if mmproj is not None:
+            check_class_token(mmproj)
             projector = stack.enter_context(
                 open_projector(
                     mmproj,

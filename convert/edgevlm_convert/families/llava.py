@@ -12,13 +12,13 @@ import numpy as np
 
 from edgevlm_convert.config import MAX_WIDTH, Section
 from edgevlm_convert.family import Family, Part, Projector, Source
-from edgevlm_convert.metadata import array, f32, string
+from edgevlm_convert.metadata import array, boolean, f32, string
 from edgevlm_convert.prefixes import Prefixes
 from edgevlm_convert.rules import Mapped, Rule, computed
 from edgevlm_convert.text.llama import LLAMA, MISTRAL
 from edgevlm_convert.text.qwen2 import QWEN2
 from edgevlm_convert.text.qwen3 import QWEN3
-from edgevlm_convert.towers.vision import pair, size_metadata
+from edgevlm_convert.towers.vision import TowerSizes, pair, size_metadata
 from edgevlm_convert.towers.vit import (
     CLIP_DEFAULTS,
     SIGLIP_DEFAULTS,
@@ -54,22 +54,18 @@ def build_vision(source: Source) -> Part:
     _check_tokens(source.config, is_clip=is_clip)
     source.config.require("projector_hidden_act", ("gelu", "gelu_pytorch_tanh"), default="gelu")
     source.preprocessor.require("resample", (_BICUBIC,), default=_BICUBIC)
-    # Without a block llama.cpp's file would have no layer at all.
+    # The file of a tower whose input alone is read keeps a block: llama.cpp wants one.
     read = replace(sizes, n_layers=max(1, *layers))
-    rules: list[Rule]
-    losses = _image_losses(source.preprocessor, is_clip=is_clip)
-    if is_clip:
-        first = source.class_token_first()
-        rules = class_token_rules(prefix, sizes, first=first)
-        rules += first_norm_rules(prefix, sizes.n_embd)
-        losses += () if first else (_LOST_PATCH,)
-    else:
-        rules = embedding_rules(prefix, sizes) + dropped_head_rules(prefix)
-    rules += block_rules(prefix, read) + unread_rules(prefix, sizes, read.n_layers)
+    tower = _clip_tower(source, sizes) if is_clip else _siglip_tower(source, sizes)
     projector, zeros = _projector(source, len(layers) * sizes.n_embd)
     epsilon = vision.number("layer_norm_eps", low=1e-12, high=1.0)
     return Part(
-        rules=(*rules, *projector),
+        rules=(
+            *tower.rules,
+            *block_rules(prefix, read),
+            *unread_rules(prefix, sizes, read.n_layers),
+            *projector,
+        ),
         computed=zeros,
         late_metadata={
             **size_metadata(source, read),
@@ -78,9 +74,28 @@ def build_vision(source: Source) -> Part:
             # Counted from the input of the first block; without it the graph leaves out the last.
             "clip.vision.feature_layer": array("INT32", layers),
             **activation_metadata(vision),
+            **tower.metadata,
         },
-        losses=losses,
+        losses=(*_image_losses(source.preprocessor, is_clip=is_clip), *tower.losses),
     )
+
+
+def _clip_tower(source: Source, sizes: TowerSizes) -> Part:
+    """Return what stands before the first block; which llama.cpp it is for is kept."""
+    prefix, first = source.prefixes.vision, source.class_token_first()
+    return Part(
+        rules=(
+            *class_token_rules(prefix, sizes, first=first),
+            *first_norm_rules(prefix, sizes.n_embd),
+        ),
+        metadata={"edgevlm.class_token_first": boolean(first)},
+        losses=() if first else (_LOST_PATCH,),
+    )
+
+
+def _siglip_tower(source: Source, sizes: TowerSizes) -> Part:
+    prefix = source.prefixes.vision
+    return Part(rules=(*embedding_rules(prefix, sizes), *dropped_head_rules(prefix)))
 
 
 def _feature_layers(config: Section, n_layers: int) -> list[int]:

@@ -1,0 +1,148 @@
+"""Where the installed llama.cpp puts a vision tower's class token: asked, not looked up.
+
+Towers are trained with that token, and its row of the position table, before the patches. The
+graph of llama-cpp-python 0.3.36 puts the token behind them (tools/mtmd/models/llava.cpp), a fault
+that a newer one may have mended. A tiny tower whose positions, class token and patches can be told
+apart in what comes out is made, opened and asked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import ModelLoadError
+from edgevlm.gguf_file import read_gguf
+from edgevlm.native.projector import open_projector
+
+# Written by the converter: which of both llama.cpp a projector's position table is for.
+KEY = "edgevlm.class_token_first"
+_PATCH, _SIDE = 8, 2
+_N_EMBD, _N_FF, _N_OUT = 32, 64, 32
+# Channels that say what a row is made of.
+_CLASS, _POSITION, _BRIGHTNESS = 0, 1, 2
+_SEEN = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoTextModel:
+    """Stands for the text model, which encoding an image does not need."""
+
+    handle: None = None
+    n_embd_inp: int = _N_OUT
+    n_positions: int = 1
+
+
+@cache
+def class_token_first() -> bool:
+    """Return whether position tables may stay in the order in which checkpoints have them.
+
+    Raises:
+        ModelLoadError: llama-cpp-python is missing, or refuses the tower.
+    """
+    pixels = np.zeros((_SIDE * _PATCH, _SIDE * _PATCH, 3), dtype=np.uint8)
+    pixels[:_PATCH, :_PATCH] = 255
+    with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
+        path = Path(folder) / "mmproj.gguf"
+        _write_tower(path)
+        with open_projector(path, _NoTextModel(), n_threads=1, device="cpu") as projector:
+            (rows,) = projector.encode(pixels).tiles
+    return keeps_order(rows)
+
+
+def check_class_token(mmproj: Path) -> None:
+    """Check that a projector's position table is in the order of the installed llama.cpp.
+
+    Raises:
+        ModelLoadError: the file is for another one; every patch would get its neighbour's place.
+    """
+    entry = read_gguf(mmproj).metadata.get(KEY)
+    if entry is None or entry.value is class_token_first():
+        return
+    raise ModelLoadError(
+        f"`{mmproj}` is for a llama.cpp that treats the vision tower's class token in another way"
+        " than the installed one",
+        hint="convert the model again with this installation",
+    )
+
+
+def keeps_order(rows: NDArray[np.float32]) -> bool:
+    """Return whether the first patch came out first, with the second row of the position table.
+
+    Args:
+        rows: [n_patches, n_out] float32, of the tiny tower and a picture whose first patch is
+            white.
+    """
+    first = rows[0] > _SEEN
+    return bool(first[_POSITION] and first[_BRIGHTNESS] and not first[_CLASS])
+
+
+def _write_tower(path: Path) -> None:
+    """Write a mmproj whose only block changes nothing and whose projector hands rows over."""
+    from edgevlm_convert.encoder import TensorInfo
+    from edgevlm_convert.metadata import Value, array, boolean, f32, string, u32
+    from edgevlm_convert.writer import OutputTensor, plan_gguf, write_gguf
+
+    metadata: dict[str, Value] = {
+        "general.architecture": string("clip"),
+        "general.type": string("mmproj"),
+        "general.file_type": u32(0),
+        "clip.has_vision_encoder": boolean(True),
+        "clip.projector_type": string("mlp"),
+        "clip.vision.projection_dim": u32(_N_OUT),
+        "clip.vision.image_size": u32(_SIDE * _PATCH),
+        "clip.vision.patch_size": u32(_PATCH),
+        "clip.vision.embedding_length": u32(_N_EMBD),
+        "clip.vision.feed_forward_length": u32(_N_FF),
+        "clip.vision.block_count": u32(1),
+        "clip.vision.attention.head_count": u32(1),
+        "clip.vision.attention.layer_norm_epsilon": f32(1e-5),
+        "clip.vision.image_mean": array("FLOAT32", [0.0] * 3),
+        "clip.vision.image_std": array("FLOAT32", [1.0] * 3),
+        "clip.vision.feature_layer": array("INT32", [1]),
+    }
+
+    def tensor(name: str, values: NDArray[np.float32]) -> OutputTensor:
+        rows = values.reshape(-1, values.shape[-1])
+        return OutputTensor(
+            info=TensorInfo(name=name, shape=values.shape, type="F32"),
+            read=lambda start, stop: rows[start:stop],
+        )
+
+    tensors = [tensor(name, values) for name, values in _tower().items()]
+    write_gguf(plan_gguf(metadata=metadata, tensors=tensors), path, n_threads=1)
+
+
+def _tower() -> Mapping[str, NDArray[np.float32]]:
+    def zeros(*shape: int) -> NDArray[np.float32]:
+        return np.zeros(shape, dtype=np.float32)
+
+    kernel = zeros(_N_EMBD, 3, _PATCH, _PATCH)
+    kernel[_BRIGHTNESS] = 1 / kernel[0].size
+    token, positions = zeros(_N_EMBD), zeros(_SIDE**2 + 1, _N_EMBD)
+    token[_CLASS] = positions[1, _POSITION] = 1
+    tensors = {
+        "v.patch_embd.weight": kernel,
+        "v.class_embd": token,
+        "v.position_embd.weight": positions,
+    }
+    shapes = {
+        **{f"attn_{name}": (_N_EMBD, _N_EMBD) for name in ("q", "k", "v", "out")},
+        "ffn_up": (_N_FF, _N_EMBD),
+        "ffn_down": (_N_EMBD, _N_FF),
+        "ln1": (_N_EMBD,),
+        "ln2": (_N_EMBD,),
+    }
+    for name, shape in shapes.items():
+        tensors[f"v.blk.0.{name}.weight"] = zeros(*shape)
+        tensors[f"v.blk.0.{name}.bias"] = zeros(shape[0])
+    for name in ("mm.0", "mm.2"):
+        tensors[f"{name}.weight"] = np.eye(_N_OUT, _N_EMBD, dtype=np.float32)
+        tensors[f"{name}.bias"] = zeros(_N_OUT)
+    return tensors

@@ -1,0 +1,108 @@
+"""Where llama.cpp puts a class token: what the installed one does, what a mended one changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgevlm_convert import ConversionPlan, plan_conversion
+
+from edgevlm.build.convert import convert_model
+from edgevlm.errors import ModelLoadError
+from edgevlm.gguf_file import read_gguf
+from edgevlm.runtime import class_token
+from edgevlm.runtime.class_token import check_class_token, class_token_first, keeps_order
+from edgevlm.runtime.vlm import open_vlm
+from tests.goldens.files import redraw
+
+CLASS, POSITION, BRIGHT = (np.eye(4, dtype=np.float32)[channel] for channel in range(3))
+NOTHING = np.zeros(4, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return redraw("llava_clip_llama", tmp_path_factory.mktemp("clip") / "checkpoint")
+
+
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_token, "class_token_first", lambda: True)
+
+
+def positions(plan: ConversionPlan) -> np.ndarray:
+    tensors = {tensor.info.name: tensor for tensor in plan.mmproj.tensors}
+    table = tensors["v.position_embd.weight"]
+    return table.read(0, table.info.shape[0])
+
+
+def test_the_installed_one_puts_it_last() -> None:
+    assert class_token_first() is False
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # Behind the patches: the second patch has the row of the first, the first is left out.
+        ([POSITION, NOTHING, NOTHING, CLASS], False),
+        # Before the patches, and left out.
+        ([POSITION + BRIGHT, NOTHING, NOTHING, NOTHING], True),
+        # Before the patches, and handed over as the first of them.
+        ([CLASS, POSITION + BRIGHT, NOTHING, NOTHING], False),
+        # Behind the patches, whose rows are in order, and left out.
+        ([BRIGHT, POSITION, NOTHING, NOTHING], False),
+    ],
+)
+def test_what_comes_out_of_the_tiny_tower_tells(rows: list[np.ndarray], expected: bool) -> None:
+    assert keeps_order(np.stack(rows)) is expected
+
+
+def test_a_mended_one_gets_the_checkpoints_order_and_no_loss(clip: Path) -> None:
+    pinned = plan_conversion(clip)
+    mended = plan_conversion(clip, class_token_first=lambda: True)
+    assert np.array_equal(np.roll(positions(pinned), 1, axis=0), positions(mended))
+    assert not np.array_equal(positions(pinned), positions(mended))
+    lost = set(pinned.losses) - set(mended.losses)
+    assert [loss.partition(":")[0] for loss in lost] == ["class token"]
+    assert set(mended.losses) < set(pinned.losses)
+
+
+def test_towers_without_the_token_ask_nobody(tmp_path: Path) -> None:
+    def fail() -> bool:
+        raise AssertionError("asked")
+
+    plan = plan_conversion(redraw("llava_siglip_qwen2", tmp_path), class_token_first=fail)
+    assert class_token.KEY not in plan.mmproj.metadata
+
+
+@pytest.mark.usefixtures("mended")
+def test_convert_asks_the_installed_one(clip: Path, tmp_path: Path) -> None:
+    built = convert_model(clip, out=tmp_path / "model", name="clip")
+    assert not any(loss.startswith("class token") for loss in built.manifest.losses)
+    header = read_gguf(next((tmp_path / "model").glob("mmproj-*.gguf")))
+    assert header.metadata[class_token.KEY].value is True
+
+
+def test_a_file_for_the_other_one_is_refused(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_model(clip, out=tmp_path / "model", name="clip")
+    text, mmproj = (next((tmp_path / "model").glob(f"{name}*.gguf")) for name in ("clip", "mmproj"))
+    check_class_token(mmproj)
+    monkeypatch.setattr(class_token, "class_token_first", lambda: True)
+    with (
+        pytest.raises(ModelLoadError, match="treats the vision tower's class token"),
+        open_vlm(model=text, mmproj=mmproj, n_ctx=128, n_threads=1, device="cpu"),
+    ):
+        pass
+
+
+def test_other_files_are_not_asked(
+    shapes_dir: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def fail() -> Callable[[], bool]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(class_token, "class_token_first", fail)
+    check_class_token(shapes_dir / "mmproj-shapes-F16.gguf")
