@@ -245,3 +245,19 @@ def test_a_tower_without_windows_runs(golden: Golden, tmp_path: Path) -> None:
     convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
     with open_vlm(model=paths[0], mmproj=paths[1], n_ctx=256, device="cpu") as vlm:
         assert vlm.first_logits("What is it?", [drawn_image("140x252-1")]).shape == (320,)
+
+
+def test_yarn_as_transformers_reads_it(golden: Golden, tmp_path: Path) -> None:
+    scaling = "qwen2vl.rope.scaling."
+    changes: dict[str, object] = {
+        f"{T}original_max_position_embeddings": 256,
+        f"{ROPE}attention_factor": None,
+        f"{ROPE}mscale": 1.0,
+        f"{ROPE}mscale_all_dim": 0.5,
+    }
+    folder = changed(golden("qwen2_vl_yarn"), tmp_path / "changed", changes)
+    keys = plan_conversion(folder).text.metadata
+    # The outer number counts, not the 512 of the rotary settings.
+    assert keys[f"{scaling}original_context_length"].value == 256
+    # llama.cpp multiplies by the numerator of the two scales itself.
+    assert keys[f"{scaling}attn_factor"].value == pytest.approx(1 / (0.05 * math.log(4) + 1))
