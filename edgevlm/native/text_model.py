@@ -81,6 +81,8 @@ class TextModel:
             if self._c.llama_model_rope_type(handle) in _ROPE_WITH_SECTIONS
             else 1
         )
+        # How far back some layers look, in tokens; 0: all of them to the beginning.
+        self.n_window: int = self._c.llama_model_n_swa(handle)
         self.adds_bos: bool = self._c.llama_vocab_get_add_bos(self.vocab)
         self.bos: int | None = self._token_or_none(self._c.llama_vocab_bos(self.vocab))
         self._more_ends: frozenset[int] = frozenset()
@@ -217,11 +219,13 @@ class TextContext:
 
         Returns:
             False when this memory cannot forget its end alone (recurrent and hybrid models), or
-            has lost its beginning: then the context is empty.
+            has lost what the next token looks back at: then the context is empty.
         """
         memory = self._c.llama_get_memory(self.handle)
         kept = bool(self._c.llama_memory_seq_rm(memory, 0, position, -1))
-        if not kept or (position and self._c.llama_memory_seq_pos_min(memory, 0) != 0):
+        oldest = self._c.llama_memory_seq_pos_min(memory, 0)
+        seen = max(0, position + 1 - self.model.n_window) if self.model.n_window else 0
+        if not kept or (position and not 0 <= oldest <= seen):
             self.clear()
             return False
         self.n_used = n_used
@@ -349,6 +353,8 @@ def open_context(model: TextModel, options: ContextOptions) -> Generator[TextCon
     params.n_batch = params.n_ubatch = _n_batch(options)
     params.n_outputs_max = min(options.n_outputs, params.n_batch)
     params.n_seq_max = 1
+    # Layers with a window keep that and a batch; a conversation that goes on needs no more.
+    params.swa_full = False
     params.n_threads = params.n_threads_batch = options.n_threads
     params.type_k = params.type_v = ggml.type_id(options.kv_type)
     params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]

@@ -5,17 +5,18 @@ included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at wor
 
 - Weights of the text model are mapped and stay resident; the projector's are read into memory.
 - Matrices of some types are kept a second time, interleaved for the processor's instructions
-  ("repacked"; the types: `_REPACKED`, from ggml-cpu/repack.cpp and ggml-cpu/amx). The mapped pages
-  they came from are never read again: the kernel can drop them, yet they count as resident.
+  ("repacked"; which, says repacked.py). The mapped pages they came from are never read again: the
+  kernel can drop them, yet they count as resident.
 - The KV cache is cleared when it is made, so all of it is resident from the start: n_ctx, rounded
-  up to 256 tokens, times the K and V rows of all layers in the cache's type.
+  up to 256 tokens, times the K and V rows of all layers in the cache's type. Layers with a window
+  (Gemma 3) keep the window and a batch, and have a mask of their own.
 - The text model's compute buffer holds what lives at one moment for one batch. With E the width, I
   the width of the rows that enter (E, more with deepstack), F the feed-forward width, Q and K the
   widths of all heads and all KV heads, the floats per token are at most
   max(3 F + I + 6 E, I + 6.5 E + 2 (Q + K)), and beside them a mask of n_ctx F16 values per token.
   Without flash attention: n_ctx floats per token and head, and an F32 mask. Fitted on 13 shapes
   (E 256 to 1024, F 512 to 4096, 4 to 16 heads): never below what llama.cpp reserved, and at most
-  1.2 times that.
+  1.2 times that. For the shapes of Gemma 3 4B (n_ctx 128 to 16384): 1.08 to 1.33 times.
 - The vision tower's, with D its width, G its feed-forward width and M the patches per visual token:
   max(9.5 D, 5 D + G, 5 D + I / M) floats per patch, 3 D + 4 G where the feed-forward network is
   gated; without flash attention 10 D and a table of patches x patches per head. Fitted on towers of
@@ -30,8 +31,8 @@ included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at wor
 
 - An image in tiles (Idefics3): all of them are kept as floats while one after the other is encoded.
 
-Not modelled: layers on a GPU, sliding windows and recurrent states (counted as full KV). The
-constants of Python and libraries are those of Linux on x86-64.
+Not modelled: layers on a GPU and recurrent states (counted as full KV). The constants of Python and
+libraries are those of Linux on x86-64.
 
 `benchmarks/memory.py` holds the whole against the kernel's peaks: over 17 cases (`shapes` and 0.5
 billion random weights, F16 to Q4_0, n_ctx 256 to 8192) predicted / measured is 0.94 to 1.03 for two
@@ -45,8 +46,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgevlm.ggml_types import TENSOR_TYPES, tensor_n_bytes
-from edgevlm.gguf_file import GGUFFile, GGUFTensor
+from edgevlm.ggml_types import TENSOR_TYPES
+from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.repacked import repacked_n_bytes
 
 # Context length in tokens when nobody names one, unless the model's own is shorter.
 DEFAULT_N_CTX = 4096
@@ -68,21 +70,6 @@ _PIXEL_BYTES = 2 * 12 + 2 * 3
 _TILE_PIXEL_BYTES = 12 + 3 * 3
 # Embeddings: in the graph, in libmtmd, in numpy.
 _EMBEDDING_COPIES = 3
-# Tensor type -> (any of these sets of features, rows must be a multiple of).
-_REPACKED: dict[str, tuple[tuple[frozenset[str], int], ...]] = {}
-
-
-def _repacked(names: str, features: str, step: int) -> None:
-    for name in names.split():
-        known = _REPACKED.get(name, ())
-        _REPACKED[name] = (*known, (frozenset(features.split()), step))
-
-
-_repacked("Q4_0 Q4_K IQ4_NL MXFP4", "AVX2", 8)
-_repacked("Q2_K", "AVX512", 8)
-_repacked("Q4_0 Q8_0 Q1_0 IQ4_NL MXFP4", "NEON DOTPROD", 4)
-_repacked("Q4_K Q5_K Q6_K", "NEON DOTPROD", 8)
-_repacked("Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K IQ4_XS", "AMX_INT8", 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +147,7 @@ def predict_footprint(
     return Footprint(
         n_ctx=n_ctx,
         weights=text.n_data_bytes,
-        repacked=_repacked_n_bytes(text, features),
+        repacked=repacked_n_bytes(text, features),
         kv_cache=_kv_cache(sizes, n_ctx, kv_type),
         mmproj=mmproj.n_data_bytes if mmproj is not None else 0,
         vocabulary=_vocabulary(text, with_strings=mmproj is not None),
@@ -183,6 +170,8 @@ class _TextSizes:
     head_v: int
     kv_heads: int
     kv_heads_of_all_layers: int
+    kv_heads_with_window: int
+    window: int
     n_vocab: int
 
     @classmethod
@@ -204,28 +193,60 @@ class _TextSizes:
             kv_heads=max(kv_heads),
             # One number for all layers, or one per layer.
             kv_heads_of_all_layers=sum(kv_heads) if len(kv_heads) > 1 else kv_heads[0] * n_layers,
+            kv_heads_with_window=kv_heads[0] * _n_windowed(file, n_layers),
+            window=max(_numbers(file, f"{name}.attention.sliding_window"), default=0),
             n_vocab=_n_items(file, "tokenizer.ggml.tokens"),
         )
 
 
 def _kv_cache(sizes: _TextSizes, n_ctx: int, kv_type: str) -> int:
-    n_cells = -(-n_ctx // _CACHE_STEP) * _CACHE_STEP
     type_ = TENSOR_TYPES[kv_type]
-    n_values = sizes.kv_heads_of_all_layers * (sizes.head_k + sizes.head_v)
-    return n_cells * -(-n_values * type_.block_bytes // type_.block_size)
+    n_windowed = sizes.kv_heads_with_window
+    parts = (
+        (_n_cells(n_ctx), sizes.kv_heads_of_all_layers - n_windowed),
+        (_n_window_cells(sizes, n_ctx), n_windowed),
+    )
+    per_head = (sizes.head_k + sizes.head_v) * type_.block_bytes
+    return sum(n_cells * -(-n_heads * per_head // type_.block_size) for n_cells, n_heads in parts)
+
+
+def _n_cells(n_tokens: int) -> int:
+    return -(-n_tokens // _CACHE_STEP) * _CACHE_STEP
+
+
+def _n_window_cells(sizes: _TextSizes, n_ctx: int) -> int:
+    """Return the cells of layers with a window: that and a batch (llama-kv-cache-iswa.cpp)."""
+    if not sizes.kv_heads_with_window:
+        return 0
+    return _n_cells(min(n_ctx, sizes.window + min(_N_BATCH, n_ctx)))
+
+
+def _n_windowed(file: GGUFFile, n_layers: int) -> int:
+    """Return how many layers have a window, in the architecture of ours that has them."""
+    name = file.architecture
+    if name != "gemma3" or not any(_numbers(file, f"{name}.attention.sliding_window")):
+        return 0
+    key = f"{name}.attention.sliding_window_pattern"
+    pattern = _numbers(file, key)
+    if _n_items(file, key):
+        return sum(map(bool, pattern))
+    # Every so many layers one looks at all tokens (src/models/gemma3.cpp).
+    every = max(pattern, default=6)
+    return n_layers - (n_layers // every if every else 0)
 
 
 def _text_compute(sizes: _TextSizes, n_ctx: int, flash_attention: bool) -> int:
     n_batch = min(_N_BATCH, n_ctx)
-    n_cells = -(-n_ctx // _CACHE_STEP) * _CACHE_STEP
+    n_cells = _n_cells(n_ctx)
     heads = (sizes.heads + sizes.kv_heads) * sizes.head_k
     feed_forward = 3 * sizes.ffn + sizes.input + 6 * sizes.width
     attention = sizes.input + int(6.5 * sizes.width) + 2 * heads
     output = n_batch * (sizes.input + sizes.width) + _N_OUTPUTS * sizes.n_vocab
+    n_masked = n_cells + _n_window_cells(sizes, n_ctx)
     if flash_attention:
-        floats = n_batch * max(feed_forward, attention) + n_batch * n_cells // 2
+        floats = n_batch * max(feed_forward, attention) + n_batch * n_masked // 2
     else:
-        table = (sizes.heads + 1) * n_cells
+        table = sizes.heads * n_cells + n_masked
         floats = n_batch * max(feed_forward, attention + table)
     return _F32 * (max(floats, output) + sizes.n_vocab) + _work(sizes.ffn, n_batch)
 
@@ -329,7 +350,8 @@ def _merge(mmproj: GGUFFile) -> int:
     found = _numbers(mmproj, "clip.vision.spatial_merge_size") or _numbers(
         mmproj, "clip.vision.projector.scale_factor"
     )
-    return max(found, default=2 if _is_dynamic(mmproj) else 1) or 1
+    usual = 2 if _is_dynamic(mmproj) else 4 if _projector_type(mmproj) == "gemma3" else 1
+    return max(found, default=usual) or 1
 
 
 def _cell(mmproj: GGUFFile) -> int:
@@ -338,27 +360,6 @@ def _cell(mmproj: GGUFFile) -> int:
 
 def _image_side(mmproj: GGUFFile) -> int:
     return max(_numbers(mmproj, "clip.vision.image_size"), default=0)
-
-
-def _repacked_n_bytes(text: GGUFFile, features: frozenset[str]) -> int:
-    names = {tensor.name for tensor in text.tensors}
-    n_bytes = 0
-    for tensor in text.tensors:
-        # The table of tokens is looked up, not multiplied, unless it is the output matrix as well.
-        if tensor.name == "token_embd.weight" and "output.weight" in names:
-            continue
-        if _is_repacked(tensor, features):
-            n_bytes += tensor_n_bytes(tensor.shape, tensor.type)
-    return n_bytes
-
-
-def _is_repacked(tensor: GGUFTensor, features: frozenset[str]) -> bool:
-    if len(tensor.shape) < 2:
-        return False
-    return any(
-        wanted <= features and tensor.shape[-2] % step == 0
-        for wanted, step in _REPACKED.get(tensor.type, ())
-    )
 
 
 def _vocabulary(text: GGUFFile, *, with_strings: bool) -> int:

@@ -151,7 +151,11 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         check_mlp(file)
     _check_pair(path, file, text)
     _check_runtime_tokens(text, span)
-    return replace(span, max_aspect=_check_tiles(file)) if kind == "idefics3" else span
+    if kind == "idefics3":
+        return replace(span, max_aspect=_check_tiles(file))
+    if kind == "gemma3":
+        return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)
+    return span
 
 
 def _check_pair(path: Path, file: GGUFFile, text: GGUFFile) -> None:
@@ -187,21 +191,36 @@ def _check_runtime_tokens(text: GGUFFile, span: ImageSpan) -> None:
             )
 
 
+def _merged_side(file: GGUFFile, *, usual: int, least: int) -> int:
+    """Return how many visual tokens a side of an encode has.
+
+    Patches that cannot be merged are assertions of tools/mtmd, which end the process.
+
+    Args:
+        file: the projector's.
+        usual: how many patches a side become one token when the file does not say.
+        least: how many do at least.
+    """
+    vision = "clip.vision."
+    size, patch = (_integer(file, f"{vision}{key}") or 1 for key in ("image_size", "patch_size"))
+    key = f"{vision}projector.scale_factor"
+    scale = (_integer(file, key) or 0) if key in file.metadata else usual
+    n_patches = size // patch
+    if scale < least or n_patches < scale or n_patches % scale:
+        raise GGUFError(
+            f"`{file.path}` merges {scale} x {scale} of {n_patches} x {n_patches} patches",
+            hint="convert the model again",
+        )
+    return n_patches // scale
+
+
 def _check_tiles(file: GGUFFile) -> int:
     """Check how an Idefics3 projector cuts images; return the longest edge it scales them to.
 
-    Patches that cannot be merged are assertions of tools/mtmd, which end the process; an image of
-    too many tiles takes all memory.
+    An image of too many tiles takes all memory.
     """
-    vision = "clip.vision."
-    tile, patch = (_integer(file, f"{vision}{key}") or 1 for key in ("image_size", "patch_size"))
-    scale = _integer(file, f"{vision}projector.scale_factor") or 1
-    if scale < 2 or tile // patch % scale:
-        raise GGUFError(
-            f"`{file.path}` merges {scale} x {scale} of {tile // patch} x {tile // patch} patches",
-            hint="convert the model again",
-        )
-    longest = _integer(file, f"{vision}preproc_image_size")
+    _merged_side(file, usual=1, least=2)
+    longest = _integer(file, "clip.vision.preproc_image_size")
     if longest is not None and not 0 < longest <= _MAX_LONGEST_EDGE:
         raise GGUFError(
             f"`{file.path}` scales images to {longest} pixels", hint="convert the model again"

@@ -324,6 +324,7 @@ def open_vlm(
         text_model.add_tags([tag for tags in REASONING_TAGS for tag in tags])
         options = ContextOptions(
             n_ctx=_context_length(n_ctx, text_model.n_ctx_train),
+            n_batch=max(ContextOptions.n_batch, span.n_whole if span else 0),
             n_threads=n_threads or default_threads(model),
             kv_type="F32" if strict else kv_type,
             flash_attention="off" if strict else flash_attention,

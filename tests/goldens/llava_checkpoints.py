@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.convert.tricks import split_safetensors
+from tests.convert.tricks import rename_tensors
 from tests.goldens.files import read_golden_json
 from tests.goldens.recipe import Config
 from tests.synthetic import write_json, write_tokenizer
@@ -153,16 +151,7 @@ def as_published(class_name: str) -> Callable[[Path], None]:
         config = read_golden_json(folder / "config.json")
         config["text_config"]["architectures"] = [class_name]
         write_json(folder / "config.json", config)
-        weight_map: dict[str, str] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            header, data = split_safetensors(path)
-            header = {renamed(name, OF_TRANSFORMERS_4): entry for name, entry in header.items()}
-            text = json.dumps(header).encode()
-            path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-            weight_map |= {name: path.name for name in header if name != "__metadata__"}
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map}
-        )
+        rename_tensors(folder, lambda name: renamed(name, OF_TRANSFORMERS_4))
 
     return adapt
 
@@ -173,3 +162,77 @@ def renamed(name: str, prefixes: Mapping[str, str]) -> str:
         if name.startswith(prefix):
             return other + name.removeprefix(prefix)
     return name
+
+
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return every tensor that transformers saves, by name, and its shape.
+
+    Args:
+        config: config.json with every size in it.
+    """
+    text, vision = config["text_config"], config["vision_config"]
+    layer: int | list[int] = config["vision_feature_layer"]
+    width, n_states = text["hidden_size"], len(layer) if isinstance(layer, list) else 1
+    shapes = _text_shapes(text, tied=config["tie_word_embeddings"])
+    shapes |= _vision_shapes(vision)
+    bias = config.get("multimodal_projector_bias", True)
+    for name, n_in in (("linear_1", vision["hidden_size"] * n_states), ("linear_2", width)):
+        _add(shapes, f"multi_modal_projector.{name}", width, n_in, bias=bias)
+    return shapes
+
+
+def _text_shapes(text: Config, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    width, inner = text["hidden_size"], text["intermediate_size"]
+    head = text.get("head_dim", width // text["num_attention_heads"])
+    n_query, n_key = (head * text[f"num_{key}_heads"] for key in ("attention", "key_value"))
+    is_qwen2, attention_bias = text["model_type"] == "qwen2", text.get("attention_bias", False)
+    shapes: dict[str, tuple[int, ...]] = {}
+    names = ("language_model.model.embed_tokens", "language_model.lm_head")
+    for name in names[: 1 if tied else 2]:
+        _add(shapes, name, text["vocab_size"], width, bias=False)
+    _add(shapes, "language_model.model.norm", width, bias=False)
+    for layer in range(text["num_hidden_layers"]):
+        prefix = f"language_model.model.layers.{layer}."
+        attention = f"{prefix}self_attn."
+        for letter, n_out in (("q", n_query), ("k", n_key), ("v", n_key)):
+            _add(shapes, f"{attention}{letter}_proj", n_out, width, bias=attention_bias or is_qwen2)
+        _add(shapes, f"{attention}o_proj", width, n_query, bias=attention_bias)
+        for letter in "qk" if text["model_type"] == "qwen3" else "":
+            _add(shapes, f"{attention}{letter}_norm", head, bias=False)
+        for name in ("gate", "up"):
+            _add(shapes, f"{prefix}mlp.{name}_proj", inner, width, bias=text.get("mlp_bias", False))
+        _add(shapes, f"{prefix}mlp.down_proj", width, inner, bias=text.get("mlp_bias", False))
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            _add(shapes, f"{prefix}{name}", width, bias=False)
+    return shapes
+
+
+def _vision_shapes(vision: Config) -> dict[str, tuple[int, ...]]:
+    width, inner, patch = (
+        vision[key] for key in ("hidden_size", "intermediate_size", "patch_size")
+    )
+    is_clip = vision["model_type"] == "clip_vision_model"
+    n_positions = (vision["image_size"] // patch) ** 2 + is_clip
+    shapes: dict[str, tuple[int, ...]] = {}
+    embeddings = "vision_tower.embeddings."
+    _add(shapes, f"{embeddings}patch_embedding", width, 3, patch, patch, bias=not is_clip)
+    _add(shapes, f"{embeddings}position_embedding", n_positions, width, bias=False)
+    if is_clip:
+        shapes[f"{embeddings}class_embedding"] = (width,)
+        _add(shapes, "vision_tower.pre_layrnorm", width)
+    for layer in range(vision["num_hidden_layers"]):
+        prefix = f"vision_tower.encoder.layers.{layer}."
+        for name in ("q", "k", "v", "out"):
+            _add(shapes, f"{prefix}self_attn.{name}_proj", width, width)
+        _add(shapes, f"{prefix}mlp.fc1", inner, width)
+        _add(shapes, f"{prefix}mlp.fc2", width, inner)
+        for name in ("layer_norm1", "layer_norm2"):
+            _add(shapes, f"{prefix}{name}", width)
+    _add(shapes, "vision_tower.post_layernorm", width)
+    return shapes
+
+
+def _add(shapes: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool = True) -> None:
+    shapes[f"{name}.weight"] = shape
+    if bias:
+        shapes[f"{name}.bias"] = shape[:1]

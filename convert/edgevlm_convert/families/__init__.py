@@ -25,6 +25,7 @@ def find_family(config: Section) -> Family:
     """
     claims = [family for family in FAMILIES if family.matches(config)]
     if not claims:
+        _refuse_tower(config)
         names = ", ".join(config.texts("architectures")) or "no architecture"
         known = ", ".join(
             f"{family.name} ({', '.join(family.architectures)})" for family in FAMILIES
@@ -36,6 +37,24 @@ def find_family(config: Section) -> Family:
     if len(claims) > 1:
         raise ConversionError(f"families {claims[0].name} and {claims[1].name} both claim it")
     return claims[0]
+
+
+def _refuse_tower(config: Section) -> None:
+    """Say that it is the vision tower, where a family knows the architecture's name.
+
+    Raises:
+        UnsupportedArchitectureError: it is.
+    """
+    names = set(config.texts("architectures"))
+    known = [family for family in FAMILIES if names & set(family.architectures)]
+    if not known:
+        return
+    tower = config.section("vision_config").text("model_type", default="")
+    towers = ", ".join(name for family in known for name in family.vision_models)
+    raise UnsupportedArchitectureError(
+        f"{known[0].name} with the vision tower {quoted(tower)} is not supported yet",
+        hint=f"vision towers of {known[0].name}: {towers}",
+    )
 
 
 def find_text_model(family: Family, config: Section) -> tuple[TextArchitecture, Section]:
