@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,6 +116,35 @@ def image_sha256(pixels: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(f"{width}x{height}".encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
+
+
+def without_repeats(cases: Sequence[Case], *, n_values: int | None = None) -> tuple[Case, ...]:
+    """Return the cases with what is known of an image kept in its first prompt alone.
+
+    Args:
+        cases: in order.
+        n_values: of pixels to keep, those of the first images; None for all.
+    """
+    seen: set[str] = set()
+    left = n_values
+
+    def kept(image: CaseImage) -> CaseImage:
+        nonlocal left
+        if image.sha256 in seen:
+            return CaseImage(name=image.name, sha256=image.sha256)
+        if image.embeddings is not None:
+            seen.add(image.sha256)
+        size = sum(tile.size for tile in image.pixels)
+        if left is None:
+            return image
+        if size > left:
+            return replace(image, pixels=())
+        left -= size
+        return image
+
+    return tuple(
+        replace(case, images=tuple(kept(image) for image in case.images)) for case in cases
+    )
 
 
 def write_reference(path: Path, reference: Reference) -> None:

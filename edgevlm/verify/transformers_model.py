@@ -28,6 +28,7 @@ from edgevlm.verify.reference_file import (
     CaseImage,
     Reference,
     image_sha256,
+    without_repeats,
 )
 
 N_POSITIONS = 16
@@ -79,7 +80,7 @@ def make_reference(
         for question in questions:
             cases.append(answer(model, inputs, question, n_positions=n_positions))
             advance(1)
-    return Reference(made_by=versions(), cases=tuple(cases))
+    return Reference(made_by=versions(), cases=without_repeats(cases))
 
 
 def load_model(checkpoint: Path) -> Any:

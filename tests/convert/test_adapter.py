@@ -19,7 +19,7 @@ from edgevlm.errors import CheckpointError, ConversionError, EdgeVLMError, Sourc
 from edgevlm.runtime.vlm import open_vlm
 from tests.convert.test_reference import STRICT_BOUND, kld
 from tests.convert.tricks import split_safetensors
-from tests.goldens.files import ADAPTER, GOLDENS, read_reference, redraw_adapter
+from tests.goldens.files import ADAPTER, golden_cases, redraw_adapter
 from tests.synthetic import encode, write_safetensors
 
 Golden = Callable[[str], Path]
@@ -77,7 +77,7 @@ def test_logits_are_pefts(golden: Golden, adapter: Path, tmp_path: Path) -> None
     paths = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
     plan = plan_conversion(golden("qwen3_vl"), outtype="f32", adapter=adapter)
     convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
-    cases = read_reference(GOLDENS / ADAPTER / "reference.npz")
+    cases = golden_cases(ADAPTER)
     with open_vlm(model=paths[0], mmproj=paths[1], n_ctx=256, device="cpu", strict=True) as vlm:
         assert max(float(kld(vlm, case).max()) for case in cases) <= STRICT_BOUND
 

@@ -13,7 +13,9 @@ from edgevlm_convert.plan import ConversionPlan, OuttypeOption
 from numpy.typing import NDArray
 
 from edgevlm.runtime.vlm import VLM, open_vlm
-from tests.goldens.files import GOLDENS, Case, drawn_image, kld_between, read_reference
+from edgevlm.verify.metrics import kl_divergence
+from edgevlm.verify.reference_file import Case
+from tests.goldens.files import case_images, golden_cases, kld_between
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES
 
@@ -24,8 +26,8 @@ each_golden = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda rec
 
 
 @cache
-def cases_of(recipe: Recipe) -> list[Case]:
-    return read_reference(GOLDENS / recipe.name / "reference.npz")
+def cases_of(recipe: Recipe) -> tuple[Case, ...]:
+    return golden_cases(recipe.name)
 
 
 def strict_bound(recipe: Recipe, case: Case | None = None) -> float:
@@ -38,24 +40,12 @@ def strict_bound(recipe: Recipe, case: Case | None = None) -> float:
 
 def kld(vlm: VLM, case: Case) -> NDArray[np.float64]:
     """Return KLD(transformers, ours) at each position of a case's answer."""
-    return _kld(case, _logits(vlm, case))
-
-
-def _kld(case: Case, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    ours = np.take_along_axis(log_softmax(logits), case.top_ids.astype(np.int64), axis=1)
-    theirs = case.top_logprobs.astype(np.float64)
-    return (np.exp(theirs) * (theirs - ours)).sum(axis=1)
+    return kl_divergence(case, _logits(vlm, case))
 
 
 def _logits(vlm: VLM, case: Case) -> NDArray[np.float32]:
-    images = [drawn_image(name) for name in case.images]
     answer = [int(token) for token in case.answer]
-    return vlm.answer_logits(case.prompt, images, answer=answer)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return vlm.answer_logits(case.prompt, case_images(case), answer=answer)
 
 
 def written(plan: ConversionPlan, folder: Path) -> tuple[Path, Path]:
@@ -76,7 +66,7 @@ def test_logits_are_transformers(
         for case in cases_of(recipe):
             logits = _logits(vlm, case)
             bound = strict_bound(recipe, case) if strict else default
-            assert _kld(case, logits).max() <= bound, case.name
+            assert kl_divergence(case, logits).max() <= bound, case.name
             if strict and not (recipe.unreachable and case.images):
                 assert logits.argmax(axis=1).tolist() == case.top_ids[:, 0].tolist(), case.name
 
@@ -88,9 +78,7 @@ def test_token_ids_are_those_of_transformers_processor(
     model, mmproj = written(plan_conversion(golden(recipe.name)), tmp_path)
     with open_vlm(model=model, mmproj=mmproj, n_ctx=512, device="cpu") as vlm:
         for case in cases_of(recipe):
-            ids = vlm.token_ids(case.prompt, [drawn_image(name) for name in case.images])
-            # The runtime has no id for a visual token: a negative number stands for it.
-            ours = [recipe.image_token if number < 0 else number for number in ids]
+            ours = vlm.token_ids(case.prompt, case_images(case))
             assert ours == case.input_ids.tolist(), case.name
 
 

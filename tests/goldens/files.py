@@ -3,7 +3,7 @@
 A golden folder holds checkpoint/ (config, tokenizer, templates: everything but weights), then
 weights.json (names, shapes, dtype, seed and shard of every tensor), converter.json (what
 llama.cpp's converter made of it, where it takes the class) and reference.npz (what transformers
-computes with it). How each is made stands in recipes/.
+computes with it, in the format of `edgevlm reference`). How each is made stands in recipes/.
 `shapes` has converter.json alone: its checkpoint is part of the product.
 """
 
@@ -11,45 +11,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.verify.reference_file import Case, read_reference
 from tests.synthetic import draw, encode, write_json, write_safetensors
 
 GOLDENS = Path(__file__).parent
-FORMAT_VERSION = 1
 # A LoRA adapter for the golden `qwen3_vl`, with weights and reference of its own.
 ADAPTER = "adapter"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One prompt of a reference file.
-
-    Attributes:
-        name: such as "one image".
-        prompt: the question; images stand before it.
-        images: names of `drawn_image`.
-        input_ids: of the prompt, as transformers' processor gives them.
-        answer: token ids that follow the prompt, all but the last fed to the model.
-        top_ids: [n, k] token ids, most likely first; row i predicts answer[i].
-        top_logprobs: [n, k] their natural log-probabilities.
-        tail_mass: [n] probability of all other tokens.
-    """
-
-    name: str
-    prompt: str
-    images: tuple[str, ...]
-    input_ids: NDArray[np.int32]
-    answer: NDArray[np.int32]
-    top_ids: NDArray[np.int32]
-    top_logprobs: NDArray[np.float32]
-    tail_mass: NDArray[np.float32]
 
 
 def write_weights_file(
@@ -142,45 +116,17 @@ def drawn_image(name: str) -> NDArray[np.uint8]:
     return (np.stack(ramp, axis=-1) + noise).astype(np.uint8)
 
 
-def write_reference(path: Path, cases: list[Case], *, made_by: str) -> None:
-    """Write a reference file: arrays only, no pickles."""
-    arrays: dict[str, NDArray[Any]] = {
-        "format_version": np.asarray(FORMAT_VERSION),
-        "made_by": np.asarray(made_by),
-        "cases": np.asarray(
-            json.dumps(
-                [{"name": c.name, "prompt": c.prompt, "images": list(c.images)} for c in cases]
-            )
-        ),
-    }
-    for number, case in enumerate(cases):
-        for key in ("input_ids", "answer", "top_ids", "top_logprobs", "tail_mass"):
-            arrays[f"case{number}.{key}"] = getattr(case, key)
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+def golden_cases(golden: str) -> tuple[Case, ...]:
+    """Return the prompts of a golden, with what transformers computes for each."""
+    return read_reference(GOLDENS / golden / "reference.npz").cases
 
 
-def read_reference(path: Path) -> list[Case]:
-    """Return the cases of a reference file."""
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = cast(Mapping[str, NDArray[Any]], dict(stored))
-    assert int(arrays["format_version"]) == FORMAT_VERSION
-    described = cast(list[dict[str, Any]], json.loads(str(arrays["cases"])))
-    return [
-        Case(
-            name=entry["name"],
-            prompt=entry["prompt"],
-            images=tuple(entry["images"]),
-            **{
-                key: arrays[f"case{number}.{key}"]
-                for key in ("input_ids", "answer", "top_ids", "top_logprobs", "tail_mass")
-            },
-        )
-        for number, entry in enumerate(described)
-    ]
+def case_images(case: Case) -> list[NDArray[np.uint8]]:
+    """Return the images of a golden's prompt, drawn again by their names."""
+    return [drawn_image(image.name) for image in case.images]
 
 
-def kld_between(cases: list[Case], one: str, other: str) -> float:
+def kld_between(cases: Sequence[Case], one: str, other: str) -> float:
     """Return the KLD between the first tokens of two cases' answers, in nats."""
     by_name = {case.name: case for case in cases}
     logprobs = np.zeros((2, by_name[one].top_ids.shape[1]))

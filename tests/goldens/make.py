@@ -17,21 +17,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from edgevlm_convert.checkpoint import open_checkpoint
+from edgevlm_convert.families import find_family
 
+from edgevlm.verify.inputs import open_inputs
+from edgevlm.verify.reference_file import Case, Reference, without_repeats, write_reference
+from edgevlm.verify.transformers_model import Question, answer, load_model, versions
 from tests.convert.tricks import split_safetensors
 from tests.goldens.files import (
     ADAPTER,
     GOLDENS,
-    Case,
+    drawn_image,
     kld_between,
     redraw,
     redraw_adapter,
-    write_reference,
     write_weights_file,
 )
 from tests.goldens.recipe import Recipe
@@ -39,7 +41,8 @@ from tests.goldens.recipes import RECIPES
 from tests.synthetic import Config, generation_config, write_json
 
 SHAPES_CHECKPOINT = GOLDENS.parent.parent / "edgevlm" / "assets" / "shapes" / "checkpoint"
-N_POSITIONS = 16
+# Of a golden's pixels, which are noise and hardly pack: the first images' are kept.
+_MAX_PIXEL_VALUES = 150_000
 # llama.cpp knows a pre-tokenizer by the hash of what it does to a test string, which a tiny
 # vocabulary never gives; everything else of its converter runs as it is.
 _RUN_CONVERTER = """
@@ -132,7 +135,7 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         drawn = redraw(recipe.name, Path(scratch) / "checkpoint")
         cases = reference(recipe, _load(recipe, drawn), drawn)
-        write_reference(folder / "reference.npz", cases, made_by=_versions())
+        write_reference(folder / "reference.npz", Reference(made_by=versions(), cases=cases))
         if recipe.refused:
             return
         if recipe.adapt is not None:
@@ -166,11 +169,14 @@ def make_adapter() -> None:
         config["base_model_name_or_path"] = "qwen3_vl"
         write_json(folder / "adapter_config.json", config)
         adapter = redraw_adapter(Path(scratch) / "adapter")
-        merged = peft.PeftModel.from_pretrained(_load(recipe, drawn), adapter).eval()
+        adapted = peft.PeftModel.from_pretrained(_load(recipe, drawn), adapter).eval()
         write_reference(
             folder / "reference.npz",
-            reference(recipe, merged, drawn),
-            made_by=f"{_versions()}, peft {peft.__version__}",
+            Reference(
+                made_by=f"{versions()}, peft {peft.__version__}",
+                # The model itself, with the adapter's layers in place.
+                cases=reference(recipe, adapted.get_base_model(), drawn),
+            ),
         )
 
 
@@ -200,77 +206,33 @@ def saved_shapes(recipe: Recipe, checkpoint: Path) -> dict[str, tuple[int, ...]]
 
 def _load(recipe: Recipe, checkpoint: Path) -> Any:
     """Return transformers' model in float32 with eager attention."""
-    # Any: neither is installed where the types are checked.
-    torch: Any = importlib.import_module("torch")
-    transformers: Any = importlib.import_module("transformers")
-    model, loading = getattr(transformers, recipe.model_class).from_pretrained(
-        checkpoint,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
-    if any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        raise SystemExit(f"our names or shapes are not transformers': {loading}")
+    model = load_model(checkpoint)
     if recipe.emulate is not None:
         recipe.emulate(model)
-    return model.eval()
+    return model
 
 
-def reference(recipe: Recipe, model: Any, checkpoint: Path) -> list[Case]:
-    """Return a model's log-probabilities."""
-    torch: Any = importlib.import_module("torch")
-    inputs = recipe.prepare(checkpoint)
-    cases: list[Case] = []
-    for name, prompt, images in recipe.prompts:
-        ids, tensors = inputs(prompt, images)
-
-        def call(tokens: Any, tensors: dict[str, Any] = tensors) -> Any:
-            return model(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                use_cache=False,
-                **tensors,
-                **recipe.arguments(model, tokens),
-            )
-
-        with torch.no_grad():
-            answer, rows = _logits_along(call, ids)
-        order = np.argsort(-rows, axis=1, kind="stable").astype(np.int32)
-        cases.append(
-            Case(
+def reference(recipe: Recipe, model: Any, checkpoint: Path) -> tuple[Case, ...]:
+    """Return what a model computes for a recipe's prompts."""
+    family = find_family(open_checkpoint(checkpoint).config)
+    inputs = open_inputs(checkpoint, family=family.name)
+    cases = tuple(
+        answer(
+            model,
+            inputs,
+            Question(
                 name=name,
                 prompt=prompt,
-                images=images,
-                input_ids=np.asarray(ids, dtype=np.int32),
-                answer=np.asarray(answer, dtype=np.int32),
-                top_ids=order,
-                top_logprobs=np.take_along_axis(rows, order, axis=1).astype(np.float32),
-                tail_mass=np.zeros(len(rows), dtype=np.float32),
-            )
+                images=tuple((image, drawn_image(image)) for image in images),
+            ),
         )
+        for name, prompt, images in recipe.prompts
+    )
     kld = kld_between(cases, "one image", "another image")
     print(f"{recipe.name}: KLD between two images {kld:.3g}")
     if kld < 1e-2:
         raise SystemExit("the weights do not let the model see: change the recipe's gains")
-    return cases
-
-
-def _logits_along(call: Callable[[Any], Any], ids: list[int]) -> tuple[list[int], Any]:
-    """Return 16 greedy tokens and the log-probabilities that chose each of them."""
-    torch: Any = importlib.import_module("torch")
-    answer: list[int] = []
-    while True:
-        logits = call(torch.tensor([ids + answer])).logits[0]
-        rows = torch.log_softmax(logits.double(), dim=-1)[len(ids) - 1 :].numpy()
-        answer.append(int(rows[-1].argmax()))
-        if len(answer) == N_POSITIONS:
-            return answer, rows
-
-
-def _versions() -> str:
-    torch: Any = importlib.import_module("torch")
-    transformers: Any = importlib.import_module("transformers")
-    return f"transformers {transformers.__version__}, torch {torch.__version__}, float32, eager"
+    return without_repeats(cases, n_values=_MAX_PIXEL_VALUES)
 
 
 def main() -> None:
