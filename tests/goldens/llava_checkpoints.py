@@ -174,7 +174,7 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     layer: int | list[int] = config["vision_feature_layer"]
     width, n_states = text["hidden_size"], len(layer) if isinstance(layer, list) else 1
     shapes = _text_shapes(text, tied=config["tie_word_embeddings"])
-    shapes |= _vision_shapes(vision)
+    shapes |= vision_shapes(vision)
     bias = config.get("multimodal_projector_bias", True)
     for name, n_in in (("linear_1", vision["hidden_size"] * n_states), ("linear_2", width)):
         _add(shapes, f"multi_modal_projector.{name}", width, n_in, bias=bias)
@@ -207,7 +207,8 @@ def _text_shapes(text: Config, *, tied: bool) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _vision_shapes(vision: Config) -> dict[str, tuple[int, ...]]:
+def vision_shapes(vision: Config) -> dict[str, tuple[int, ...]]:
+    """Return every tensor of a tower of CLIP or SigLIP, as transformers 5 saves it."""
     width, inner, patch = (
         vision[key] for key in ("hidden_size", "intermediate_size", "patch_size")
     )

@@ -149,6 +149,44 @@ def test_layers_with_a_window_keep_no_more(
     assert 1.0 <= predicted.text_compute / (float(compute[-1]) * 2**20) <= 1.4
 
 
+# The text model of Gemma 3 4B; a cell of a layer is 4 KB: 4 heads, 256 channels of K and of V, F16.
+GEMMA_4B: dict[str, Any] = {
+    "gemma3.block_count": 34,
+    "gemma3.embedding_length": 2560,
+    "gemma3.feed_forward_length": 10240,
+    "gemma3.attention.head_count": 8,
+    "gemma3.attention.head_count_kv": 4,
+    "gemma3.attention.key_length": 256,
+    "gemma3.attention.value_length": 256,
+    "gemma3.attention.sliding_window": 1024,
+}
+SEES_ALL = [layer % 2 == 0 for layer in range(34)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "n_ctx", "n_cells"),
+    [
+        # Every sixth layer holds the whole context, the others 1024 tokens and a batch of 512.
+        ({}, 4096, 5 * 4096 + 29 * 1536),
+        ({}, 131072, 5 * 131072 + 29 * 1536),
+        ({}, 1100, 34 * 1280),
+        ({"gemma3.attention.sliding_window_pattern": 2}, 4096, 17 * 4096 + 17 * 1536),
+        ({"gemma3.attention.sliding_window_pattern": 1}, 4096, 34 * 4096),
+        ({"gemma3.attention.sliding_window_pattern": SEES_ALL}, 4096, 17 * 4096 + 17 * 1536),
+        ({"gemma3.attention.sliding_window_pattern": [False] * 34}, 4096, 34 * 4096),
+        ({"gemma3.attention.sliding_window": None}, 4096, 34 * 4096),
+    ],
+)
+def test_memory_of_windows_is_read_from_the_header(
+    tmp_path: Path, keys: dict[str, Any], n_ctx: int, n_cells: int
+) -> None:
+    header = {key: value for key, value in (GEMMA_4B | keys).items() if value is not None}
+    file = read_gguf(write(tmp_path / "text.gguf", "gemma3", header))
+    assert predict_footprint(file, None, n_ctx=n_ctx).kv_cache == n_cells * 4096
+    halved = predict_footprint(file, None, n_ctx=n_ctx, kv_type="Q8_0").kv_cache
+    assert halved == n_cells * 4096 * 34 // 64
+
+
 def test_an_image_read_token_after_token_would_be_seen(
     gemma: VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
