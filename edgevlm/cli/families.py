@@ -6,7 +6,7 @@ from edgevlm.cli import options
 
 
 def families(json: options.JsonOption = False) -> None:
-    """List the VLM families that `edgevlm convert` takes."""
+    """List the VLM families that `edgevlm convert` takes, and what each was checked against."""
     from edgevlm_convert.families import FAMILIES
 
     from edgevlm.cli import console
@@ -17,16 +17,15 @@ def families(json: options.JsonOption = False) -> None:
                 {
                     "name": family.name,
                     "architectures": list(family.architectures),
+                    "text_models": [text.name for text in family.text_models],
                     "projector": family.projector.type,
+                    "status": family.status,
                 }
                 for family in FAMILIES
             ]
         )
         return
     console.table(
-        ("family", "architectures in config.json", "projector"),
-        [
-            (family.name, ", ".join(family.architectures), family.projector.type)
-            for family in FAMILIES
-        ],
+        ("family", "architectures in config.json", "checked"),
+        [(family.name, "\n".join(family.architectures), family.status) for family in FAMILIES],
     )
