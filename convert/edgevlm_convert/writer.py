@@ -140,6 +140,7 @@ def write_gguf(
     n_threads: int | None = None,
     progress: Progress = SILENT,
     label: str = "Writing tensors",
+    observer: Callable[[bytes], None] | None = None,
 ) -> None:
     """Write the planned file to `path` (a temporary name: it becomes visible elsewhere).
 
@@ -150,6 +151,7 @@ def write_gguf(
         n_threads: readers and encoders at work; None: one per processor.
         progress: told the bytes of tensor data written.
         label: the task's name for `progress`.
+        observer: given every piece of the file, in order, after it was written.
 
     Raises:
         ConversionError: a value that its tensor type cannot hold.
@@ -162,10 +164,10 @@ def write_gguf(
             path.open("wb") as file,
             progress.task(label, total=plan.n_data_bytes, unit="bytes") as advance,
         ):
-            file.write(plan.header)
+            _write(file, plan.header, observer)
             for data in _in_order(executor, _jobs(plan, encoder), window=threads + _SLABS_WAITING):
-                file.write(data.payload)
-                file.write(b"\0" * data.n_padding)
+                _write(file, data.payload, observer)
+                _write(file, b"\0" * data.n_padding, observer)
                 advance(len(data.payload))
             _check_size(file, plan)
     finally:
@@ -191,6 +193,12 @@ def encode_float(name: str, rows: NDArray[np.float32], type: str) -> bytes:
     if ((rounded & 0x7F80) == 0x7F80).any():
         raise _overflow(name, rows, "BF16", "3.39e38")
     return rounded.tobytes()
+
+
+def _write(file: BinaryIO, piece: bytes, observer: Callable[[bytes], None] | None) -> None:
+    file.write(piece)
+    if observer is not None:
+        observer(piece)
 
 
 @dataclass(frozen=True, kw_only=True)

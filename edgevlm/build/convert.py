@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -16,8 +16,9 @@ from edgevlm_convert.writer import GGUFPlan, write_gguf
 
 from edgevlm.build.source import source_hashes
 from edgevlm.build.tokenizer_proof import prove_tokenizer
+from edgevlm.build.written import WrittenFile
 from edgevlm.errors import ConversionError, OutputExistsError
-from edgevlm.files import WriteTogether, flush, write_together
+from edgevlm.files import WriteTogether, write_together
 from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
@@ -151,11 +152,14 @@ def write_files(
 
     `when_written` is called with each file that is complete; what it raises ends the run.
     """
-    # Flushing and hashing one file goes on beside the encoding of the next.
-    with ThreadPoolExecutor(1, thread_name_prefix="edgevlm-finish") as executor:
+    # One file is finished and proved beside the encoding of the next.
+    with ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="edgevlm-finish"))
         entries: list[Future[FileEntry]] = []
+        proofs: list[Future[None]] = []
         for file in files:
             temporary = output.create(file.name)
+            following = stack.enter_context(WrittenFile(temporary))
             write_gguf(
                 file.plan,
                 temporary,
@@ -163,17 +167,24 @@ def write_files(
                 n_threads=n_threads,
                 progress=progress,
                 label=file.name,
+                observer=following.follow,
             )
-            entries.append(executor.submit(_finish, file, temporary))
+            entries.append(executor.submit(_finish, file, temporary, following))
             if when_written is not None:
-                when_written(file, temporary)
+                proofs.append(executor.submit(when_written, file, temporary))
+        for proof in proofs:
+            proof.result()
         return [entry.result() for entry in entries]
 
 
-def _finish(file: FilePlan, temporary: Path) -> FileEntry:
-    flush(temporary)
+def _finish(file: FilePlan, temporary: Path, following: WrittenFile) -> FileEntry:
     return describe_file(
-        temporary, name=file.name, role=file.role, level=file.level, profile=file.profile
+        temporary,
+        name=file.name,
+        role=file.role,
+        level=file.level,
+        profile=file.profile,
+        sha256=following.complete(),
     )
 
 
