@@ -10,6 +10,14 @@ from edgevlm.build import written
 from edgevlm.build.written import WrittenFile
 
 
+def follow_one(path: Path, error: BaseException | None = None) -> str:
+    with WrittenFile(path) as following:
+        following.follow(b"x" * 100)
+        if error is not None:
+            raise error
+        return following.complete()
+
+
 def test_the_hash_is_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(written, "_BATCH_BYTES", 1000)
     monkeypatch.setattr(written, "_FLUSH_BYTES", 5000)
@@ -37,17 +45,15 @@ def test_an_error_ends_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(written, "_BATCH_BYTES", 10)
     path = tmp_path / "file"
     path.touch()
-    with pytest.raises(KeyboardInterrupt), WrittenFile(path) as following:
-        following.follow(b"x" * 100)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        follow_one(path, KeyboardInterrupt())
     names = {thread.name for thread in threading.enumerate()}
     assert not any(name.startswith(("edgevlm-hash", "edgevlm-flush")) for name in names)
 
 
 def test_a_disk_that_fails_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), WrittenFile(tmp_path / "gone") as following:
-        following.follow(b"x")
-        following.complete()
+    with pytest.raises(FileNotFoundError):
+        follow_one(tmp_path / "gone")
 
 
 def test_a_failure_on_the_way_is_not_forgotten(
@@ -61,6 +67,5 @@ def test_a_failure_on_the_way_is_not_forgotten(
             raise failures.pop()
 
     monkeypatch.setattr(written, "flush", flush)
-    with pytest.raises(OSError, match="gone"), WrittenFile(tmp_path / "file") as following:
-        following.follow(b"x")
-        following.complete()
+    with pytest.raises(OSError, match="gone"):
+        follow_one(tmp_path / "file")
