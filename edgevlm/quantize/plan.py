@@ -83,7 +83,9 @@ _KEPT_PARTS = (
     "a.rvq.codebook",
     "mm.a.code_embd",
 )
-_PROJECTOR_KEPT_PARTS = (*_KEPT_PARTS, "norm", ".ln", "class_embd", "_embd", "embed")
+# The graph of Gemma 3 transposes its projection, which corrupts memory with any type of blocks.
+_TRANSPOSED = "mm.input_projection.weight"
+_PROJECTOR_KEPT_PARTS = (*_KEPT_PARTS, "norm", ".ln", "class_embd", "_embd", "embed", _TRANSPOSED)
 
 
 @dataclass(frozen=True, kw_only=True)

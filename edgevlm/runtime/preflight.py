@@ -30,6 +30,7 @@ _POSITIVE_VISION_KEYS = (
 _MAX_LONGEST_EDGE = 8192
 # Half of the window's 112 pixels.
 _MAX_WINDOW_PATCH = 56
+_FLOATS = ("F32", "F16", "BF16")
 _PAIR_HINT = "use the mmproj that was converted with this model"
 # `general.sampling.*` (gguf-py constants.py, Keys.General) -> SamplingParams.
 _SAMPLING = {
@@ -154,6 +155,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind == "idefics3":
         return replace(span, max_aspect=_check_tiles(file))
     if kind == "gemma3":
+        _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)
     return span
 
@@ -212,6 +214,20 @@ def _merged_side(file: GGUFFile, *, usual: int, least: int) -> int:
             hint="convert the model again",
         )
     return n_patches // scale
+
+
+def _check_transposed(file: GGUFFile) -> None:
+    """Check that Gemma 3's projection is of a type that ggml can transpose.
+
+    With blocks (Q8_0) it writes beyond its buffer, which ends the process or worse.
+    """
+    for tensor in file.tensors:
+        if tensor.name == "mm.input_projection.weight" and tensor.type not in _FLOATS:
+            raise GGUFError(
+                f"`{file.path}` holds `{tensor.name}` as {tensor.type}, which llama.cpp cannot"
+                " transpose",
+                hint="convert the model again; its F16 projector goes with every level",
+            )
 
 
 def _check_tiles(file: GGUFFile) -> int:

@@ -170,3 +170,10 @@ def test_q4_k_m_spends_more_on_the_layers_it_should() -> None:
     assert {i for i in range(16) if types[f"blk.{i}.ffn_down.weight"] == "Q6_K"} == {
         i for i in range(16) if uses_more_bits(i, 16)
     }
+
+
+@pytest.mark.parametrize("level", ["Q8_0", "BF16", "F16"])
+def test_what_the_graph_of_gemma_3_transposes_stays(level: str) -> None:
+    tensors = [_tensor("mm.input_projection.weight"), _tensor("v.blk.0.ffn_up.weight")]
+    types = plan_projector(level, tensors, {})
+    assert list(types.values()) == ["F16", level]

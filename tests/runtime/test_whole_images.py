@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from edgevlm_convert import convert_checkpoint, plan_conversion
@@ -160,7 +161,7 @@ GEMMA_4B: dict[str, Any] = {
     "gemma3.attention.value_length": 256,
     "gemma3.attention.sliding_window": 1024,
 }
-SEES_ALL = [layer % 2 == 0 for layer in range(34)]
+EVERY_OTHER = [layer % 2 == 0 for layer in range(34)]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ SEES_ALL = [layer % 2 == 0 for layer in range(34)]
         ({}, 1100, 34 * 1280),
         ({"gemma3.attention.sliding_window_pattern": 2}, 4096, 17 * 4096 + 17 * 1536),
         ({"gemma3.attention.sliding_window_pattern": 1}, 4096, 34 * 4096),
-        ({"gemma3.attention.sliding_window_pattern": SEES_ALL}, 4096, 17 * 4096 + 17 * 1536),
+        ({"gemma3.attention.sliding_window_pattern": EVERY_OTHER}, 4096, 17 * 4096 + 17 * 1536),
         ({"gemma3.attention.sliding_window_pattern": [False] * 34}, 4096, 34 * 4096),
         ({"gemma3.attention.sliding_window": None}, 4096, 34 * 4096),
     ],
@@ -247,3 +248,28 @@ def test_patches_that_cannot_be_averaged_would_end_the_process(tmp_path: Path, s
     values = {"projector.scale_factor": scale}
     with pytest.raises(GGUFError, match=f"merges {scale} x {scale} of 8 x 8 patches"):
         checked(tmp_path, tokens=TEXT["tokenizer.ggml.tokens"], **values)
+
+
+@pytest.mark.parametrize(("type_", "is_taken"), [("F16", True), ("BF16", True), ("Q8_0", False)])
+def test_a_projection_of_blocks_would_corrupt_memory(
+    tmp_path: Path, type_: str, is_taken: bool
+) -> None:
+    """llama.cpp transposes it; a quantizer that does not know makes such files."""
+    writer = gguf.GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    for key, value in PROJECTOR.items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}[type(value)]
+        add(key, value)
+    kind = gguf.GGMLQuantizationType[type_]
+    data = gguf.quants.quantize(np.ones((4, 32), dtype=np.float32), kind)
+    writer.add_tensor("mm.input_projection.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    text, _ = check_text_model(write(tmp_path / "text.gguf", "gemma3", TEXT))
+    if is_taken:
+        assert check_projector(tmp_path / "mmproj.gguf", text).n_whole == 4
+        return
+    with pytest.raises(GGUFError, match="as Q8_0, which") as caught:
+        check_projector(tmp_path / "mmproj.gguf", text)
+    assert caught.value.hint
