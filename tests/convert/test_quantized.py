@@ -1,4 +1,4 @@
-"""Every golden at the levels people use: written in one pass, loaded, shown an image."""
+"""Every golden at the levels people use: llama.cpp's own types and bytes, and images are seen."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 from edgevlm_convert import convert_checkpoint, plan_conversion
 from numpy.typing import NDArray
 
+from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import mmproj_encoder, text_encoder
 from edgevlm.quantize.profile import load_profile
 from edgevlm.runtime.vlm import open_vlm
 from tests.goldens.files import drawn_image
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES
+from tests.quantize.quantizing import llama_quantize, quantize_file
 
 Golden = Callable[[str], Path]
 
@@ -53,3 +55,25 @@ def test_quantized_files_see_images(golden: Golden, tmp_path: Path, recipe: Reci
         # Four bits are too few for weights as random as these.
         similar = [np.corrcoef(*pair)[0, 1] for pair in zip(found, full, strict=True)]
         assert level == "Q4_K_M" or min(similar) > 0.95
+
+
+def stored(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Return the type and the bytes of every tensor."""
+    data = path.read_bytes()
+    return {
+        tensor.name: (tensor.type, data[tensor.offset : tensor.offset + tensor.n_bytes])
+        for tensor in read_gguf(path).tensors
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_types_and_bytes_are_those_of_llama_cpps_quantizer(
+    golden: Golden, tmp_path: Path, recipe: Recipe
+) -> None:
+    source, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("text", "ours", "theirs"))
+    plan = plan_conversion(golden(recipe.name), outtype="f16")
+    convert_checkpoint(plan, text_path=source, mmproj_path=tmp_path / "mmproj.gguf")
+    for level in ("Q8_0", "Q5_K_M", "Q4_K_M"):
+        quantize_file(source, ours, text_encoder(load_profile(level)))
+        llama_quantize(source, theirs, level)
+        assert stored(ours) == stored(theirs)

@@ -3,17 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
 from edgevlm.gguf_file import read_gguf
-from edgevlm.native.library import load_library
-
-# llama.h, enum llama_ftype.
-FILE_TYPE_IDS = {"Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17}
+from tests.quantize.quantizing import llama_quantize as _llama_quantize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +84,6 @@ def _write_toy(path: Path, model: ToyModel) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _llama_quantize(source: Path, target: Path, level: str) -> None:
-    """What the field means by a level: the installed llama.cpp's own quantizer."""
-    llama: Any = load_library().llama
-    params = llama.llama_model_quantize_default_params()
-    params.ftype = FILE_TYPE_IDS[level]
-    params.nthread = 2
-    status = llama.llama_model_quantize(str(source).encode(), str(target).encode(), params)
-    assert status == 0
 
 
 def _tensor_bytes(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
