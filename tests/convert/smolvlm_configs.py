@@ -16,7 +16,7 @@ class Published:
         text: text_config.
         vision: vision_config.
         tile, longest_edge: of preprocessor_config.json.
-        n_tensors, n_millions: tensors of the checkpoint, and its parameters.
+        n_tensors, n_parameters: of the checkpoint, as transformers counts them.
         n_visual_tokens: of a tile, `image_seq_len` of processor_config.json.
     """
 
@@ -26,7 +26,7 @@ class Published:
     tile: int
     longest_edge: int
     n_tensors: int
-    n_millions: int
+    n_parameters: int
     n_visual_tokens: int
 
 
@@ -125,7 +125,7 @@ PUBLISHED = {
         tile=512,
         longest_edge=2048,
         n_tensors=471,
-        n_millions=256,
+        n_parameters=256_484_928,
         n_visual_tokens=64,
     ),
     "SmolVLM-500M-Instruct": Published(
@@ -135,7 +135,7 @@ PUBLISHED = {
         tile=512,
         longest_edge=2048,
         n_tensors=489,
-        n_millions=507,
+        n_parameters=507_482_304,
         n_visual_tokens=64,
     ),
     "SmolVLM-Instruct": Published(
@@ -145,7 +145,7 @@ PUBLISHED = {
         tile=384,
         longest_edge=1536,
         n_tensors=657,
-        n_millions=2246,
+        n_parameters=2_246_272_880,
         n_visual_tokens=81,
     ),
     "SmolVLM2-256M-Video-Instruct": Published(
@@ -155,7 +155,7 @@ PUBLISHED = {
         tile=512,
         longest_edge=2048,
         n_tensors=471,
-        n_millions=256,
+        n_parameters=256_484_928,
         n_visual_tokens=64,
     ),
     "SmolVLM2-500M-Video-Instruct": Published(
@@ -165,7 +165,7 @@ PUBLISHED = {
         tile=512,
         longest_edge=2048,
         n_tensors=489,
-        n_millions=507,
+        n_parameters=507_482_304,
         n_visual_tokens=64,
     ),
     "SmolVLM2-2.2B-Instruct": Published(
@@ -175,7 +175,7 @@ PUBLISHED = {
         tile=384,
         longest_edge=1536,
         n_tensors=657,
-        n_millions=2247,
+        n_parameters=2_246_784_880,
         n_visual_tokens=81,
     ),
     "Idefics3-8B-Llama3": Published(
@@ -185,7 +185,7 @@ PUBLISHED = {
         tile=364,
         longest_edge=1456,
         n_tensors=729,
-        n_millions=8462,
+        n_parameters=8_462_086_384,
         n_visual_tokens=169,
     ),
 }
