@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edgevlm.build.convert import Built, FilePlan
     from edgevlm.model_dir import FileEntry, LedgerRecord
@@ -35,12 +35,10 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
         )
         return
     if ledger:
-        _show_ledger(built.manifest.ledger)
+        _show_ledger(built.manifest.ledger, built.manifest.losses)
     console.table(_HEADERS, [_row(entry) for entry in built.written], right=(2, 3))
     for name in built.kept:
         console.note(f"kept {name}: made from the same weights", quiet=quiet)
-    for loss in built.manifest.losses if ledger else ():
-        console.note(f"warning: {loss}", quiet=quiet)
     n_bytes = sum(entry.n_bytes for entry in built.written)
     console.note(
         f"wrote {human_bytes(n_bytes)} into {built.folder} in {seconds:.1f} s, "
@@ -99,7 +97,7 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _show_ledger(ledger: LedgerRecord) -> None:
+def _show_ledger(ledger: LedgerRecord, losses: Sequence[str]) -> None:
     from edgevlm.cli import console
 
     console.out().print(
@@ -110,6 +108,8 @@ def _show_ledger(ledger: LedgerRecord) -> None:
         console.out().print(
             f"  dropped {console.printable(name)}: {reason}", markup=False, soft_wrap=True
         )
+    for loss in losses:
+        console.out().print(f"  known loss: {loss}", markup=False, soft_wrap=True)
     console.out().print()
 
 

@@ -1,0 +1,43 @@
+"""What llama.cpp cannot do with a model is said wherever the model is described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgevlm.cli.app import main
+from tests.goldens.files import redraw
+
+LOST = "class token: llama.cpp hands it over in place of the image's last patch"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA with CLIP, of whose images llama.cpp loses a patch."""
+    return redraw("llava_clip_llama", tmp_path_factory.mktemp("clip") / "checkpoint")
+
+
+def test_of_a_llava_with_clip(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "m"
+    convert = ("convert", str(clip), "--name", "c", "--out", str(folder), "--level", "Q4_K_M")
+
+    def run(*arguments: str) -> str:
+        assert main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    # In the ledger, which is data: being quiet does not silence it.
+    assert f"  known loss: {LOST}" in run(*convert, "--quiet")
+    assert json.loads((folder / "edgevlm.json").read_text())["losses"][-1].startswith(LOST)
+    (path,) = map(str, folder.glob("mmproj-*.gguf"))
+    shown = run("inspect", path)
+    (line,) = (
+        line for line in shown.splitlines() if line.startswith("  known loss  ") and LOST in line
+    )
+    assert line.endswith("each of the others one place early")
+    losses = json.loads(run("inspect", path, "--json"))["metadata"]["edgevlm.losses"]["value"]
+    assert losses[-1].startswith(LOST)
+    assert json.loads(run(*convert, "--force", "--json"))["losses"] == losses
