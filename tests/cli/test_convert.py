@@ -171,11 +171,11 @@ def test_families(capsys: pytest.CaptureFixture[str]) -> None:
     assert llava["architectures"] == ["LlavaForConditionalGeneration"]
     assert llava["projector"] == "mlp"
     assert {"llama", "qwen2"} <= set(llava["text_models"])
-    assert "a patch is lost" in llava["status"]
+    assert "is lost in llama.cpp" in llava["status"]
     out, _ = run(capsys, "families")
     assert "Qwen3VLForConditionalGeneration" in out
     # What is known to be lost is said, wherever the lines break.
-    assert "CLIP about 2e-3" in " ".join(out.split())
+    assert "with CLIP a patch of 81" in " ".join(out.split())
 
 
 def test_level_and_outtype_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
