@@ -27,7 +27,8 @@ def kl_divergence(case: Case, logits: NDArray[np.float32]) -> NDArray[np.float64
     # What rounding leaves of a tail that is not there must not count.
     left = np.maximum(1.0 - np.exp(ours).sum(axis=1), 1e-12)
     rest = np.where(tail > 1e-9, tail * (np.log(np.maximum(tail, 1e-12)) - np.log(left)), 0.0)
-    return kept + rest
+    # Rounding of what is stored leaves as little below zero.
+    return np.maximum(kept + rest, 0.0)
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

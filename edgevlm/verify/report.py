@@ -87,9 +87,16 @@ class VerifyReport:
 
 
 def worst(statuses: Sequence[Status]) -> Status:
-    """Return the worst status; "pass" when there is none, or none that was looked at."""
+    """Return the worst status; "pass" where none is worse."""
     found: Status = "pass"
     for status in statuses:
         if _RANK[status] > _RANK[found]:
             found = status
     return found
+
+
+def because_of(cause: str, losses: Sequence[str]) -> str:
+    """Return a cause, with what the file itself says that the runtime does otherwise."""
+    if not losses:
+        return cause
+    return f"{cause}. The file states what may explain it: {'; '.join(losses)}"

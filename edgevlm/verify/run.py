@@ -13,21 +13,10 @@ from edgevlm.model_dir import Manifest
 from edgevlm.progress import SILENT, Progress
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM, open_vlm
+from edgevlm.verify.compare import N_STAGES, compare, stated_losses
 from edgevlm.verify.reference_file import Case, Reference, image_sha256, read_reference
 from edgevlm.verify.report import Stage, VerifyReport
 from edgevlm.verify.self_check import check_ledger, check_sight
-from edgevlm.verify.stages import (
-    BOUNDS,
-    IMAGE_LOGITS,
-    TEXT_LOGITS,
-    Bounds,
-    check_embeddings,
-    check_logits,
-    check_pixels,
-    check_tokens,
-)
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,32 +79,29 @@ def verify_model(
     Raises:
         EdgeVLMError: the files cannot be loaded, or no image of the reference was given.
     """
-    headers = [read_model(path) for path in (files.text, files.mmproj) if path is not None]
+    text = read_model(files.text)
+    mmproj = read_model(files.mmproj) if files.mmproj is not None else None
+    headers = [file for file in (text, mmproj) if file is not None]
     stages = [*more, check_ledger(files.manifest, headers)]
-    bounds = BOUNDS[precision(headers)]
-    cases = reference.cases if reference is not None else ()
     by_hash = {image_sha256(pixels): pixels for pixels in images}
-    usable = [case for case in cases if all(image.sha256 in by_hash for image in case.images)]
-    if cases and not usable:
-        names = ", ".join(sorted({image.name for case in cases for image in case.images})[:5])
-        raise ReferenceFileError(
-            "none of the reference's images was given", hint=f"name them with --image: {names}"
-        )
+    cases = reference.cases if reference is not None else ()
+    usable = _usable(cases, by_hash, sees=mmproj is not None)
     with (
         open_vlm(
             model=files.text,
             mmproj=files.mmproj,
-            n_ctx=_context(usable),
+            n_ctx=_context(usable, text),
             n_threads=n_threads,
             device="cpu",
             strict=True,
         ) as vlm,
-        progress.task("Verifying", total=5 if usable else 1) as advance,
+        progress.task("Verifying", total=1 + N_STAGES if usable else 1) as advance,
     ):
-        if files.mmproj is not None:
+        _check_vocabulary(vlm, usable)
+        if mmproj is not None:
             stages.append(check_sight(vlm, images[0] if images else None))
             advance(1)
-        for stage in _compared(vlm, usable, by_hash, bounds) if usable else ():
+        for stage in compare(vlm, usable, by_hash, text=text, mmproj=mmproj) if usable else ():
             stages.append(stage)
             advance(1)
     return VerifyReport(
@@ -123,43 +109,49 @@ def verify_model(
         mmproj_file=files.mmproj.name if files.mmproj is not None else "",
         against=against,
         stages=tuple(stages),
-        losses=tuple(files.manifest.losses) if files.manifest is not None else (),
+        losses=tuple(loss for header in headers for loss in stated_losses(header)),
         n_left_out=len(cases) - len(usable),
     )
 
 
-def precision(files: Sequence[GGUFFile]) -> str:
-    """Return which bounds a model is held to: "F32", "16-bit" or "quantized"."""
-    types = {tensor.type for file in files for tensor in file.tensors}
-    if types <= {"F32"}:
-        return "F32"
-    return "16-bit" if types <= set(_FLOATS) else "quantized"
+def _usable(cases: Sequence[Case], images: Mapping[str, Pixels], *, sees: bool) -> list[Case]:
+    """Return the prompts whose images were given; those without any for a model without sight.
+
+    Raises:
+        ReferenceFileError: there is none.
+    """
+    usable = [case for case in cases if all(image.sha256 in images for image in case.images)]
+    if cases and not usable:
+        names = ", ".join(sorted({image.name for case in cases for image in case.images})[:5])
+        raise ReferenceFileError(
+            "none of the reference's images was given", hint=f"name them with --image: {names}"
+        )
+    return [case for case in usable if sees or not case.images]
 
 
-def _compared(
-    vlm: VLM, cases: Sequence[Case], images: Mapping[str, Pixels], bounds: Bounds
-) -> list[Stage]:
-    found = {image.sha256: image for case in cases for image in case.images}
+def _check_vocabulary(vlm: VLM, cases: Sequence[Case]) -> None:
+    """Refuse token ids that the model does not have, before they reach the runtime.
+
+    Raises:
+        ReferenceFileError: there is one.
+    """
     for case in cases:
-        for image in case.images:
-            # The same image may stand in several prompts, its embeddings with one of them only.
-            if image.embeddings is not None:
-                found[image.sha256] = image
-    encoded = [(image, vlm.encode(images[sha256])) for sha256, image in found.items()]
-    with_images = [case for case in cases if case.images]
-    without = [case for case in cases if not case.images]
-    return [
-        check_tokens(vlm, cases, images),
-        check_pixels(encoded),
-        check_embeddings(encoded, bounds),
-        check_logits(vlm, without, images, bounds, name=TEXT_LOGITS),
-        check_logits(vlm, with_images, images, bounds, name=IMAGE_LOGITS),
-    ]
+        for ids in (case.answer, case.top_ids):
+            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vlm.n_vocab:
+                raise ReferenceFileError(
+                    f"the reference's prompt `{case.name}` has token ids from {int(ids.min())} to"
+                    f" {int(ids.max())}; this model has {vlm.n_vocab} tokens",
+                    hint="the reference is of another model: make it of this model's checkpoint",
+                )
 
 
-def _context(cases: Sequence[Case]) -> int | None:
+def _context(cases: Sequence[Case], file: GGUFFile) -> int | None:
     """Return a context with room for the longest prompt and its answer; None for the usual one."""
     if not cases:
         return None
     longest = max(len(case.input_ids) + len(case.answer) for case in cases)
-    return -(-(longest + 64) // 256) * 256
+    wanted = -(-(longest + 64) // 256) * 256
+    trained = file.metadata.get(f"{file.architecture}.context_length")
+    if trained is None or not isinstance(trained.value, int):
+        return wanted
+    return min(wanted, max(trained.value, 1))

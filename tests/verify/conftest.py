@@ -1,0 +1,5 @@
+"""Fixtures of verification's tests."""
+
+from tests.convert.conftest import golden
+
+__all__ = ["golden"]
