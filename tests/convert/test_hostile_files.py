@@ -154,17 +154,17 @@ def test_dtypes_that_are_not_float(
     assert EMBEDDING in error.message
 
 
-def test_a_float64_tensor_of_the_right_shape(tmp_path: Path) -> None:
+def test_a_tensor_of_integers_of_the_right_shape(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, dtype="F32")
     header, data = split_safetensors(tmp_path / WEIGHTS)
     # The last tensor, so that no other one moves.
     name = max((n for n in header if n[0] != "_"), key=lambda n: header[n]["data_offsets"][1])
     begin, end = header[name]["data_offsets"]
-    header[name] |= {"dtype": "F64", "data_offsets": [begin, 2 * end - begin]}
+    header[name] |= {"dtype": "I64", "data_offsets": [begin, 2 * end - begin]}
     text = json.dumps(header).encode()
     raw = struct.pack("<Q", len(text)) + text + data + data[begin:end]
     (tmp_path / WEIGHTS).write_bytes(raw)
-    assert f"tensor `{name}` has dtype F64" in error_of(tmp_path).message
+    assert f"tensor `{name}` has dtype I64" in error_of(tmp_path).message
 
 
 # --- shards and index ---------------------------------------------------------------------------
