@@ -102,11 +102,11 @@ class EncodedImage:
 
 
 class TextSide(Protocol):
-    """What a projector asks of its text model; without a handle it encodes images all the same."""
+    """What a projector asks of its text model."""
 
     @property
-    def handle(self) -> int | None:
-        """The native model."""
+    def handle(self) -> int:
+        """The native model; its vocabulary is enough."""
         ...
 
     @property

@@ -41,6 +41,7 @@ class Vocabulary:
     """The vocabulary of one file. Made by `open_vocabulary`."""
 
     def __init__(self, handle: int) -> None:
+        self.handle = handle
         self._vocab: Any = load_library().llama.llama_model_get_vocab(handle)
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.native.projector import open_projector
+from edgevlm.native.vocabulary import open_vocabulary
 
 # Written by the converter: which of both llama.cpp a projector's position table is for.
 KEY = "edgevlm.class_token_first"
@@ -31,10 +32,14 @@ _SEEN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class _NoTextModel:
-    """Stands for the text model, which encoding an image does not need."""
+class _TextSide:
+    """Stands for the text model: a header alone.
 
-    handle: None = None
+    Without any, libmtmd leaves the kind of an image's positions unset, and what memory held decides
+    how many tokens it counts (tools/mtmd/mtmd.cpp, `pos_type`).
+    """
+
+    handle: int
     n_embd_inp: int = _N_OUT
     n_positions: int = 1
 
@@ -49,9 +54,15 @@ def class_token_first() -> bool:
     pixels = np.zeros((_SIDE * _PATCH, _SIDE * _PATCH, 3), dtype=np.uint8)
     pixels[:_PATCH, :_PATCH] = 255
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
-        path = Path(folder) / "mmproj.gguf"
-        _write_tower(path)
-        with open_projector(path, _NoTextModel(), n_threads=1, device="cpu") as projector:
+        tower, text = Path(folder) / "mmproj.gguf", Path(folder) / "text.gguf"
+        _write_tower(tower)
+        _write_header(text)
+        with (
+            open_vocabulary(text) as vocabulary,
+            open_projector(
+                tower, _TextSide(handle=vocabulary.handle), n_threads=1, device="cpu"
+            ) as projector,
+        ):
             (rows,) = projector.encode(pixels).tiles
     return keeps_order(rows)
 
@@ -81,6 +92,21 @@ def keeps_order(rows: NDArray[np.float32]) -> bool:
     """
     first = rows[0] > _SEEN
     return bool(first[_POSITION] and first[_BRIGHTNESS] and not first[_CLASS])
+
+
+def _write_header(path: Path) -> None:
+    """Write a text model without tensors or tokens."""
+    from edgevlm_convert.metadata import f32, string, u32
+    from edgevlm_convert.writer import plan_gguf, write_gguf
+
+    sizes = ("context_length", "embedding_length", "block_count", "feed_forward_length")
+    metadata = {
+        "general.architecture": string("llama"),
+        "tokenizer.ggml.model": string("none"),
+        **{f"llama.{name}": u32(1) for name in (*sizes, "attention.head_count", "vocab_size")},
+        "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
+    }
+    write_gguf(plan_gguf(metadata=metadata, tensors=[]), path, n_threads=1)
 
 
 def _write_tower(path: Path) -> None:

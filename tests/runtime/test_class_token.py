@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from edgevlm_convert import ConversionPlan, plan_conversion
 from edgevlm.build.convert import convert_model
 from edgevlm.errors import ModelLoadError
 from edgevlm.gguf_file import read_gguf
+from edgevlm.native.projector import Projector, TextSide
 from edgevlm.runtime import class_token
 from edgevlm.runtime.class_token import check_class_token, class_token_first, keeps_order
 from edgevlm.runtime.vlm import open_vlm
@@ -39,6 +42,21 @@ def positions(plan: ConversionPlan) -> np.ndarray:
 
 def test_the_installed_one_puts_it_last() -> None:
     assert class_token_first() is False
+
+
+def test_the_tower_is_asked_beside_a_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one libmtmd counts an image's tokens by what memory held, and ends the process."""
+    handles: list[int] = []
+    opened = class_token.open_projector
+
+    def watched(path: Path, model: TextSide, **options: Any) -> AbstractContextManager[Projector]:
+        handles.append(model.handle)
+        return opened(path, model, **options)
+
+    monkeypatch.setattr(class_token, "open_projector", watched)
+    assert class_token_first.__wrapped__() is False
+    assert handles
+    assert all(handles)
 
 
 @pytest.mark.parametrize(
