@@ -15,6 +15,7 @@ from edgevlm.progress import SILENT, Note, Progress, unheard
 if TYPE_CHECKING:
     from edgevlm.hub.listing import Listing
 
+_WEIGHTS = ".safetensors"
 # The files of a checkpoint that decide what comes out of a conversion.
 _SOURCE_PATTERNS = (
     "*.safetensors",
@@ -100,14 +101,18 @@ def _check_config(folder: Path) -> None:
     check_quantization(config)
 
 
-def source_hashes(source: Path, stopped: Event | None = None) -> dict[str, str]:
+def source_hashes(
+    source: Path, stopped: Event | None = None, *, weights: bool = True
+) -> dict[str, str]:
     """Return the SHA-256 of every file of a checkpoint that decides what comes out of it.
 
     A caller that has set `stopped` no longer wants the hashes: they are then incomplete.
     """
     paths = sorted(path for pattern in _SOURCE_PATTERNS for path in source.glob(pattern))
     # Opening a pipe would wait for a writer.
-    files = [path for path in paths if path.is_file()]
+    files = [
+        path for path in paths if path.is_file() and (weights or not path.name.endswith(_WEIGHTS))
+    ]
     return {
         path.relative_to(source).as_posix(): sha256_file(path, stopped=stopped) for path in files
     }
@@ -119,3 +124,19 @@ def checkpoint_of(manifest: Manifest | None) -> Path | None:
     if manifest is None or path is None or not path.is_dir():
         return None
     return path if source_hashes(path) == manifest.source.sha256 else None
+
+
+def tokenizer_of(manifest: Manifest | None) -> Path | None:
+    """Return the manifest's checkpoint folder, None when it is gone or more than weights changed.
+
+    The weights, gigabytes, are not read.
+    """
+    path = Path(manifest.source.path) if manifest and manifest.source.path else None
+    if manifest is None or path is None or not path.is_dir():
+        return None
+    stored = {
+        name: sha256
+        for name, sha256 in manifest.source.sha256.items()
+        if not name.endswith(_WEIGHTS)
+    }
+    return path if stored and source_hashes(path, weights=False) == stored else None

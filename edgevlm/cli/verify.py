@@ -10,6 +10,10 @@ import typer
 from edgevlm.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgevlm.progress import Note, Progress
+    from edgevlm.runtime.layout import Pixels
     from edgevlm.verify.report import VerifyReport
 
 
@@ -52,10 +56,7 @@ def verify(
 
     from edgevlm.build.resolve import resolve_model
     from edgevlm.cli import console
-    from edgevlm.model_dir import read_manifest
     from edgevlm.verify.images import load_images
-    from edgevlm.verify.run import ModelFiles, read_or_make, verify_model
-    from edgevlm.verify.store import keep_verdict
 
     progress = console.progress_for(json=json, quiet=quiet)
     note = partial(console.note, quiet=quiet or json)
@@ -63,26 +64,61 @@ def verify(
     found = resolve_model(model, level=level, mmproj=mmproj, progress=progress, note=note)
     for one in found.notes:
         note(one)
+    report = verify_files(
+        found.text,
+        found.mmproj,
+        against=against,
+        images=images,
+        threads=threads,
+        progress=progress,
+        note=note,
+    )
+    if json:
+        console.print_json(report.to_dict())
+    else:
+        show_report(report, quiet=quiet)
+    if report.verdict == "fail":
+        raise typer.Exit(3)
+
+
+def verify_files(
+    text: Path,
+    mmproj: Path | None,
+    *,
+    against: Path | None,
+    images: Sequence[tuple[str, Pixels]],
+    threads: int | None,
+    progress: Progress,
+    note: Note,
+) -> VerifyReport:
+    """Verify a model's files and keep the verdict in their manifest, where there is one."""
+    from edgevlm.build.source import tokenizer_of
+    from edgevlm.errors import OutputError
+    from edgevlm.model_dir import read_manifest
+    from edgevlm.verify.run import ModelFiles, read_or_make, verify_model
+    from edgevlm.verify.store import keep_verdict
+
     reference = read_or_make(against, images, progress=progress) if against else None
+    manifest = read_manifest(text.parent)
+    checkpoint = against if against is not None and against.is_dir() else tokenizer_of(manifest)
     report = verify_model(
-        ModelFiles(text=found.text, mmproj=found.mmproj, manifest=read_manifest(found.text.parent)),
+        ModelFiles(text=text, mmproj=mmproj, manifest=manifest, checkpoint=checkpoint),
         reference=reference,
         against=str(against) if against else "",
         images=[pixels for _, pixels in images],
         n_threads=threads,
         progress=progress,
     )
-    kept = keep_verdict(report, found.text.parent)
-    if json:
-        console.print_json(report.to_dict())
-    else:
-        _show(report)
-        note("the verdict is in the manifest" if kept else "there is no manifest to keep it in")
-    if report.verdict == "fail":
-        raise typer.Exit(3)
+    try:
+        if not keep_verdict(report, text.parent):
+            note("there is no manifest that could keep the verdict")
+    except OutputError as error:
+        note(f"the verdict is not kept: {error.message}")
+    return report
 
 
-def _show(report: VerifyReport) -> None:
+def show_report(report: VerifyReport, *, quiet: bool) -> None:
+    """Print the stages on stdout, what lies behind them on stderr."""
     from edgevlm.cli import console
 
     console.table(
@@ -94,10 +130,11 @@ def _show(report: VerifyReport) -> None:
             console.note(f"{stage.name}: {stage.cause}")
     if report.n_left_out:
         console.note(
-            f"{report.n_left_out} prompts of the reference left out: name their images with --image"
+            f"{report.n_left_out} prompts of the reference were left out: name their images with"
+            " --image"
         )
     for loss in report.losses:
-        console.note(f"known loss: {loss}")
+        console.note(f"known loss: {loss}", quiet=quiet)
     files = " and ".join(name for name in (report.text_file, report.mmproj_file) if name)
     against = f" against {report.against}" if report.against else ""
-    console.note(f"{report.verdict}: {files}{against}")
+    console.note(f"{report.verdict}: {files}{against}", quiet=quiet)

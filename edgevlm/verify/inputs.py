@@ -26,6 +26,7 @@ Prepare = Callable[[str, Sequence[Pixels]], tuple[list[int], dict[str, Any]]]
 _MODELS = "transformers.models"
 _QWEN_PAD = "<|image_pad|>"
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
+_PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 # What stands for one visual token until the text is complete: no template writes it.
 _MARK = "\0"
 
@@ -38,11 +39,14 @@ class Inputs:
         prepare: makes those of one prompt.
         image_token: id that stands for a visual token.
         kinds: name of the argument that tells a call which tokens are visual; "" for none.
+        break_token: id of a token between the rows of an image, whose embedding llama.cpp's
+            projector hands over with the visual ones; -1 for none.
     """
 
     prepare: Prepare
     image_token: int
     kinds: str = ""
+    break_token: int = -1
 
 
 def open_inputs(folder: Path, *, family: str) -> Inputs:
@@ -61,6 +65,8 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "idefics3": _tiles,
         "llava": _llava,
         "gemma3": _gemma,
+        "pixtral": _pixtral,
+        "mistral3": _pixtral,
     }
     if family not in makers:
         raise UnsupportedArchitectureError(
@@ -202,3 +208,34 @@ def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:
 
     token = _image_token(config)
     return Inputs(prepare=prepare, image_token=token, kinds="token_type_ids")
+
+
+def _pixtral(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """Pixtral and Mistral 3: rows of an image end with a token each, the last with another."""
+    config = checkpoint.config
+    tokenizer = _tokenizer(folder)
+    module = _module("pixtral.image_processing_pil_pixtral")
+    processor = module.PixtralImageProcessorPil.from_pretrained(folder)
+    cell = config.section("vision_config").integer("patch_size", low=1, high=8192, default=16)
+    if checkpoint.config.text("model_type", default="llava") == "mistral3":
+        cell *= config.integer("spatial_merge_size", low=1, high=64, default=2)
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        tensors: dict[str, Any] = {}
+        if images:
+            made = processor(images=list(images), patch_size=cell, return_tensors="pt")
+            for height, width in made["image_sizes"].tolist():
+                row = _MARK * (width // cell)
+                rows = _BREAK.join([row] * (height // cell))
+                text = text.replace(_PIXTRAL, f"{rows}{_END}", 1)
+            tensors = {key: made[key] for key in ("pixel_values", "image_sizes")}
+        # The template writes BOS itself.
+        text = text.replace(_MARK, _PIXTRAL)
+        return tokenizer(text, add_special_tokens=False)["input_ids"], tensors
+
+    return Inputs(
+        prepare=prepare,
+        image_token=_image_token(config),
+        break_token=tokenizer.convert_tokens_to_ids(_BREAK),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import zipfile
 import zlib
@@ -28,6 +29,9 @@ VISUAL_TOKEN = -1
 # Far above any reference that somebody makes; a bound on what a stranger's file makes us read.
 _MAX_BYTES = 4 << 30
 _MAX_ARRAYS = 100_000
+# Noise hardly packs, a black image a thousandfold: what unpacks to much more is a bomb.
+_PLAIN_BYTES, _MAX_RATIO = 256 << 20, 100
+_N_CHANNELS = 3
 _MAX_CASES = 10_000
 _ARRAYS = {
     "input_ids": (np.int32, 1),
@@ -42,6 +46,7 @@ _BROKEN = (
     ValueError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     RuntimeError,
     SyntaxError,
@@ -216,7 +221,7 @@ def read_reference(path: Path) -> Reference:
         described = cast(list[dict[str, Any]], json.loads(str(arrays["cases"])))
         cases = tuple(_case(arrays, number, entry) for number, entry in enumerate(described))
         made_by = str(arrays["made_by"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ReferenceFileError(f"`{path}` is damaged: {str(error)[:200]}", hint=_HINT) from error
     if not 0 < len(cases) <= _MAX_CASES:
         raise ReferenceFileError(f"`{path}` holds {len(cases)} prompts", hint=_HINT)
@@ -224,13 +229,36 @@ def read_reference(path: Path) -> Reference:
 
 
 def _load(path: Path) -> Mapping[str, NDArray[Any]]:
+    """Return the arrays of a file; nothing is unpacked before its size is known to be plausible."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         n_bytes = sum(entry.file_size for entry in entries)
-    if len(entries) > _MAX_ARRAYS or n_bytes > _MAX_BYTES:
-        raise ValueError(f"it unpacks to {len(entries)} arrays of {human_bytes(n_bytes)}")
-    with np.load(path, allow_pickle=False) as stored:
-        return cast(Mapping[str, NDArray[Any]], dict(stored))
+        n_packed = sum(entry.compress_size for entry in entries)
+        is_bomb = n_bytes > _PLAIN_BYTES and n_bytes > _MAX_RATIO * n_packed
+        if len(entries) > _MAX_ARRAYS or n_bytes > _MAX_BYTES or is_bomb:
+            raise ValueError(
+                f"it unpacks to {len(entries)} arrays of {human_bytes(n_bytes)}, from"
+                f" {human_bytes(n_packed)}"
+            )
+        return {entry.filename.removesuffix(".npy"): _unpack(archive, entry) for entry in entries}
+
+
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    """Return one array; a shape that its bytes do not bear out is refused before it is made."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"`{entry.filename}` is a pickle")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
+            raise ValueError(f"`{entry.filename}` says that it is {list(shape)} {dtype}")
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _case(arrays: Mapping[str, NDArray[Any]], number: int, entry: Mapping[str, Any]) -> Case:
@@ -246,8 +274,14 @@ def _case(arrays: Mapping[str, NDArray[Any]], number: int, entry: Mapping[str, A
         or values["top_ids"].shape != values["top_logprobs"].shape
     ):
         raise ValueError(f"the arrays of prompt {number} contradict each other")
-    if not np.isfinite(values["top_logprobs"]).all() or (values["top_logprobs"] > 1e-3).any():
-        raise ValueError(f"prompt {number} has log-probabilities that are none")
+    logprobs, tail = values["top_logprobs"], values["tail_mass"]
+    if (
+        not logprobs.size
+        or not np.isfinite(logprobs).all()
+        or (logprobs > 1e-3).any()
+        or not ((tail >= 0) & (tail <= 1.001)).all()
+    ):
+        raise ValueError(f"prompt {number} has probabilities that are none")
     images = tuple(
         _image(arrays, f"case{number}.image{place}", image)
         for place, image in enumerate(entry["images"])
@@ -262,6 +296,11 @@ def _image(arrays: Mapping[str, NDArray[Any]], stem: str, entry: Mapping[str, An
     embeddings = None
     if entry["has_embeddings"]:
         embeddings = _array(arrays, f"{stem}.embeddings", np.float32, 2)
+    known = [*pixels, embeddings] if embeddings is not None else [*pixels]
+    if any(not values.size or not np.isfinite(values).all() for values in known):
+        raise ValueError(f"`{stem}` has values that are no numbers")
+    if any(len(tile) != _N_CHANNELS for tile in pixels):
+        raise ValueError(f"`{stem}` has pixels of other than {_N_CHANNELS} channels")
     return CaseImage(
         name=str(entry["name"]), sha256=str(entry["sha256"]), pixels=pixels, embeddings=embeddings
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -79,11 +80,16 @@ class VerifyReport:
                     "status": stage.status,
                     "summary": stage.summary,
                     "cause": stage.cause,
-                    "numbers": dict(stage.numbers),
+                    "numbers": {key: _json_number(value) for key, value in stage.numbers.items()},
                 }
                 for stage in self.stages
             ],
         }
+
+
+def _json_number(value: float | int | str | None) -> float | int | str | None:
+    """Return a value that JSON has: what is no number becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def worst(statuses: Sequence[Status]) -> Status:

@@ -15,8 +15,8 @@ from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM, open_vlm
 from edgevlm.verify.compare import N_STAGES, compare, stated_losses
 from edgevlm.verify.reference_file import Case, Reference, image_sha256, read_reference
-from edgevlm.verify.report import Stage, VerifyReport
-from edgevlm.verify.self_check import check_ledger, check_sight
+from edgevlm.verify.report import VerifyReport
+from edgevlm.verify.self_check import check_ledger, check_sight, check_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,13 @@ class ModelFiles:
         text: the text model.
         mmproj: its projector, or None.
         manifest: of their folder, or None.
+        checkpoint: that they were made from, for its tokenizer; None when it is not at hand.
     """
 
     text: Path
     mmproj: Path | None
     manifest: Manifest | None
+    checkpoint: Path | None = None
 
 
 def read_or_make(
@@ -61,7 +63,6 @@ def verify_model(
     reference: Reference | None = None,
     against: str = "",
     images: Sequence[Pixels] = (),
-    more: Sequence[Stage] = (),
     n_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> VerifyReport:
@@ -72,7 +73,6 @@ def verify_model(
         reference: what transformers computes; None: only what can be proved without.
         against: the reference in words.
         images: RGB uint8 [height, width, 3]; those of the reference are found by their hash.
-        more: stages that were checked elsewhere, to stand first.
         n_threads: None for as many as the model is worth.
         progress: told the stages.
 
@@ -82,7 +82,10 @@ def verify_model(
     text = read_model(files.text)
     mmproj = read_model(files.mmproj) if files.mmproj is not None else None
     headers = [file for file in (text, mmproj) if file is not None]
-    stages = [*more, check_ledger(files.manifest, headers)]
+    stages = [
+        check_tokenizer(files.text, files.manifest, files.checkpoint),
+        check_ledger(files.manifest, headers),
+    ]
     by_hash = {image_sha256(pixels): pixels for pixels in images}
     cases = reference.cases if reference is not None else ()
     usable = _usable(cases, by_hash, sees=mmproj is not None)
@@ -95,7 +98,7 @@ def verify_model(
             device="cpu",
             strict=True,
         ) as vlm,
-        progress.task("Verifying", total=1 + N_STAGES if usable else 1) as advance,
+        progress.task("Verifying", total=1 + N_STAGES if usable else 1, unit="items") as advance,
     ):
         _check_vocabulary(vlm, usable)
         if mmproj is not None:

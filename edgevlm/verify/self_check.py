@@ -1,22 +1,71 @@
-"""What can be proved without a reference: the ledger, the files' tensors, and that it sees."""
+"""What can be proved without a reference: tokenizer, ledger, and that the model sees an image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from edgevlm.build.tokenizer_proof import prove_tokenizer
+from edgevlm.errors import ConversionError
 from edgevlm.gguf_file import GGUFFile
-from edgevlm.model_dir import Manifest
+from edgevlm.model_dir import Manifest, TokenizerRecord
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM
 from edgevlm.verify.metrics import log_softmax
 from edgevlm.verify.report import Stage, Status
 
 LEDGER, SIGHT, TOKENIZER = "ledger", "sees an image", "tokenizer proof"
+_OTHER = "the file is of another conversion than the checkpoint, or was changed since"
 _SIDE = 224
 # Two images that share nothing move a model that sees by far more than rounding does.
 _MIN_SEEN, _MIN_SUSPECTED = 1e-3, 1e-6
+
+
+def check_tokenizer(text: Path, manifest: Manifest | None, checkpoint: Path | None) -> Stage:
+    """Tokenize 500 texts with the checkpoint's tokenizer and with the file, else read the record.
+
+    Args:
+        text: the text model's file.
+        manifest: of its folder, or None.
+        checkpoint: with the tokenizer that the file was made from; None when it is not at hand.
+    """
+    if checkpoint is not None:
+        try:
+            return _tokenizer_stage(prove_tokenizer(checkpoint, text), "")
+        except ConversionError as error:
+            return Stage(
+                name=TOKENIZER, status="fail", summary=error.message, cause=error.hint or _OTHER
+            )
+    record = manifest.tokenizer if manifest is not None else None
+    if record is None:
+        why = "neither the checkpoint nor a record of its conversion is at hand"
+        return Stage(name=TOKENIZER, status="not checked", summary=why)
+    stage = _tokenizer_stage(record, "at conversion, ")
+    known = manifest is not None and _is_unchanged(text, manifest)
+    return stage if known else replace(stage, status="not checked", cause=_OTHER)
+
+
+def _tokenizer_stage(record: TokenizerRecord, when: str) -> Stage:
+    explained = "; ".join(f"{limit.n_probes} {limit.reason}" for limit in record.limits)
+    return Stage(
+        name=TOKENIZER,
+        status="pass",
+        summary=f"{when}{record.n_probes - record.n_different} of {record.n_probes} texts become"
+        " the same tokens" + (f"; explained: {explained}" if explained else ""),
+        numbers={"n_probes": record.n_probes, "n_different": record.n_different},
+    )
+
+
+def _is_unchanged(text: Path, manifest: Manifest) -> bool:
+    status = text.stat()
+    return any(
+        (entry.name, entry.n_bytes, entry.mtime_ns)
+        == (text.name, status.st_size, status.st_mtime_ns)
+        for entry in manifest.files
+    )
 
 
 def check_ledger(manifest: Manifest | None, files: Sequence[GGUFFile]) -> Stage:

@@ -76,7 +76,7 @@ def make_reference(
     family = find_family(open_checkpoint(checkpoint).config)
     inputs = open_inputs(checkpoint, family=family.name)
     cases: list[Case] = []
-    with progress.task("Asking transformers", total=len(questions)) as advance:
+    with progress.task("Asking transformers", total=len(questions), unit="items") as advance:
         for question in questions:
             cases.append(answer(model, inputs, question, n_positions=n_positions))
             advance(1)
@@ -170,11 +170,12 @@ def answer(
             **(arguments(tokens) if arguments else {}),
         )
 
-    with torch.no_grad(), _visual_rows(model, inputs.image_token) as rows_of:
+    visual = (inputs.image_token, inputs.break_token)
+    with torch.no_grad(), _visual_rows(model, visual) as rows_of:
         found, logprobs = _along(call, ids, n_positions)
     top = np.argsort(-logprobs, axis=1, kind="stable")[:, :_MAX_TOP].astype(np.int32)
     top_logprobs = np.take_along_axis(logprobs, top, axis=1)
-    is_visual = np.asarray(ids) == inputs.image_token
+    is_visual = np.isin(ids, visual)
     return Case(
         name=question.name,
         prompt=question.prompt,
@@ -202,7 +203,7 @@ def _along(
 
 
 @contextmanager
-def _visual_rows(model: Any, image_token: int) -> Generator[list[NDArray[np.float32]]]:
+def _visual_rows(model: Any, visual: Sequence[int]) -> Generator[list[NDArray[np.float32]]]:
     """Collect, call by call, the rows that the language model gets for visual tokens.
 
     Features that ride along (Qwen3-VL's deepstack) stand beside them, as in the runtime's rows.
@@ -214,7 +215,7 @@ def _visual_rows(model: Any, image_token: int) -> Generator[list[NDArray[np.floa
         tokens[:] = [arguments["input_ids"][0]]
 
     def see_rows(_: Any, __: Any, arguments: dict[str, Any]) -> None:
-        where = tokens[0] == image_token
+        where = sum(tokens[0] == token for token in visual) > 0
         embedded = arguments.get("inputs_embeds")
         if embedded is None or not bool(where.any()):
             return
@@ -280,6 +281,10 @@ def _rows_by_image(
         counts = [len(rows) * count // sum(patches) for count in patches]
     elif n_images == 1:
         counts = [len(rows)]
+    elif "image_sizes" in tensors:
+        # A token that is not visual ends every image.
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual, [0]])))
+        counts = [int(count) for count in edges[1::2] - edges[::2]]
     elif tensors["pixel_values"].ndim == 4:
         counts = [len(rows) // n_images] * n_images
     else:
@@ -298,7 +303,13 @@ def _pixels(tensors: dict[str, Any], n_images: int) -> list[tuple[NDArray[np.flo
     if "image_grid_thw" in tensors:
         return _from_patches(values.numpy(), tensors["image_grid_thw"].numpy())
     if values.ndim == 4 and len(values) == n_images:
-        return [(image,) for image in values.float().numpy()]
+        whole = [image.float().numpy() for image in values]
+        # Smaller ones are padded to the size of the largest.
+        sizes = tensors["image_sizes"].tolist() if "image_sizes" in tensors else [()] * n_images
+        return [
+            (image[:, : size[0], : size[1]] if size else image,)
+            for image, size in zip(whole, sizes, strict=True)
+        ]
     if values.ndim == 5 and n_images == 1:
         return [tuple(values[0].float().numpy())]
     return []

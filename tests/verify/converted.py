@@ -27,7 +27,12 @@ def verified(
 ) -> VerifyReport:
     """Convert a golden's checkpoint and hold it against the reference of a golden."""
     plan = plan_conversion(checkpoint, outtype=outtype)
-    files = ModelFiles(text=folder / "text.gguf", mmproj=folder / "mmproj.gguf", manifest=None)
+    files = ModelFiles(
+        text=folder / "text.gguf",
+        mmproj=folder / "mmproj.gguf",
+        manifest=None,
+        checkpoint=checkpoint,
+    )
     assert files.mmproj is not None
     convert_checkpoint(
         fault(plan) if fault else plan, text_path=files.text, mmproj_path=files.mmproj

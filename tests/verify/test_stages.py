@@ -10,13 +10,13 @@ from edgevlm_convert.plan import OuttypeOption
 from edgevlm.verify.embeddings import EMBEDDINGS
 from edgevlm.verify.logits import IMAGE_LOGITS, TEXT_LOGITS
 from edgevlm.verify.pixels import PIXELS
-from edgevlm.verify.self_check import LEDGER, SIGHT
+from edgevlm.verify.self_check import LEDGER, SIGHT, TOKENIZER
 from edgevlm.verify.tokens import TOKENS
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES
 from tests.verify.converted import Golden, by_name, verified
 
-STAGES = [LEDGER, SIGHT, TOKENS, PIXELS, EMBEDDINGS, TEXT_LOGITS, IMAGE_LOGITS]
+STAGES = [TOKENIZER, LEDGER, SIGHT, TOKENS, PIXELS, EMBEDDINGS, TEXT_LOGITS, IMAGE_LOGITS]
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16"])
