@@ -6,10 +6,12 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from edgevlm_convert import plan_conversion
+from edgevlm_convert.writer import encode_float
 
 from edgevlm.errors import CheckpointError, ConversionError
 from tests.convert.tricks import (
@@ -22,7 +24,7 @@ from tests.convert.tricks import (
     error_of,
     split_safetensors,
 )
-from tests.synthetic import write_checkpoint, write_json
+from tests.synthetic import encode, write_checkpoint, write_json, write_safetensors
 
 # --- the safetensors header -----------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ def test_safetensors_headers(
 
 @pytest.mark.parametrize(
     ("dtype", "shape"),
-    [("F8_E4M3", [320, 128]), ("I8", [320, 128]), ("I16", [320, 64]), ("F64", [320, 16])],
+    [("F8_E4M3", [320, 128]), ("I8", [320, 128]), ("I16", [320, 64])],
 )
 def test_dtypes_that_are_not_float(
     broken: Path, edit_header: EditHeader, edit_json: EditJson, dtype: str, shape: list[int]
@@ -154,17 +156,47 @@ def test_dtypes_that_are_not_float(
     assert EMBEDDING in error.message
 
 
-def test_a_tensor_of_integers_of_the_right_shape(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, dtype="F32")
-    header, data = split_safetensors(tmp_path / WEIGHTS)
-    # The last tensor, so that no other one moves.
-    name = max((n for n in header if n[0] != "_"), key=lambda n: header[n]["data_offsets"][1])
-    begin, end = header[name]["data_offsets"]
-    header[name] |= {"dtype": "I64", "data_offsets": [begin, 2 * end - begin]}
-    text = json.dumps(header).encode()
-    raw = struct.pack("<Q", len(text)) + text + data + data[begin:end]
-    (tmp_path / WEIGHTS).write_bytes(raw)
-    assert f"tensor `{name}` has dtype I64" in error_of(tmp_path).message
+def _stored_as(folder: Path, dtype: str, raw: bytes) -> None:
+    """Store the embedding's values in another dtype, whatever their size."""
+    header, data = split_safetensors(folder / WEIGHTS)
+    header.pop("__metadata__")
+    tensors = {
+        name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+    }
+    tensors[EMBEDDING] = (dtype, header[EMBEDDING]["shape"], raw)
+    write_safetensors(folder / WEIGHTS, tensors)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n_bytes"), [("I64", 8), ("I32", 4), ("U8", 1), ("BOOL", 1), ("F8_E5M2", 1)]
+)
+def test_a_tensor_of_the_right_shape_that_holds_no_weights(
+    broken: Path, dtype: str, n_bytes: int
+) -> None:
+    _stored_as(broken, dtype, bytes(320 * 64 * n_bytes))
+    error = error_of(broken)
+    assert isinstance(error, ConversionError)
+    assert f"tensor `{EMBEDDING}` has dtype {dtype}, only" in error.message
+
+
+@pytest.mark.parametrize("outtype", ["f32", "bf16"])
+def test_float64_is_rounded_to_float32_and_from_there(
+    broken: Path, outtype: Literal["f32", "bf16"]
+) -> None:
+    random = np.random.default_rng(3)
+    values = random.standard_normal((320, 64))
+    # Just above the middle of two BF16 values, by less than float32 holds: rounded twice, down.
+    values[0, 0] = 1 + 2**-8 + 2**-40
+    _stored_as(broken, "F64", values.astype("<f8").tobytes())
+    tensors = plan_conversion(broken, outtype=outtype).text.tensors
+    tensor = next(one for one in tensors if one.info.name == "token_embd.weight")
+    rows = np.concatenate([tensor.read(start, start + 64) for start in range(0, 320, 64)])
+    np.testing.assert_array_equal(rows, values.astype(np.float32))
+    written = encode_float(tensor.info.name, rows, tensor.info.type)
+    assert written == encode(values.astype(np.float32), outtype.upper())
+    if outtype == "bf16":
+        assert written[:2] == encode(np.ones(1, dtype=np.float32), "BF16")
 
 
 # --- shards and index ---------------------------------------------------------------------------
