@@ -48,7 +48,17 @@ def general_metadata(
             values[f"general.sampling.{key}"] = i32(number)
         else:
             values[f"general.sampling.{key}"] = f32(generation.number(source, low=0, high=1e6))
-    n_values = sum(math.prod(tensor.shape) for tensor in tensors)
     values["general.name"] = string(name)
-    values["general.size_label"] = string(size_label(n_values, n_values, 0, 0))
+    values["general.size_label"] = string(_size_label(tensors))
     return values
+
+
+def _size_label(tensors: Sequence[Mapped]) -> str:
+    """Return "2.1B", or "128x1.8B" where there are experts: all else and one expert of a layer."""
+    n_values = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
+    stacks = [tensor for tensor in tensors if "_exps." in tensor.name]
+    n_experts = stacks[0].shape[0] if stacks else 0
+    n_of_one = sum(n_values[stack.name] // n_experts for stack in stacks)
+    n_total = sum(n_values.values())
+    n_shared = n_total - sum(n_values[stack.name] for stack in stacks)
+    return size_label(n_total, n_shared, n_of_one, n_experts)

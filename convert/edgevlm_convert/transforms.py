@@ -66,3 +66,27 @@ def gather_rows(read: ReadRows, order: NDArray[np.int64]) -> NDArray[np.float32]
     if high - low <= 4 * len(order):
         return read(low, high)[order - low]
     return np.concatenate([read(int(row), int(row) + 1) for row in order])
+
+
+def reordered_columns(order: NDArray[np.int64]) -> RowTransform:
+    """Return the transform whose column i is column `order[i]` of the source."""
+
+    def rows(read: ReadRows, start: int, stop: int) -> NDArray[np.float32]:
+        return np.ascontiguousarray(read(start, stop)[:, order])
+
+    return rows
+
+
+def decay(order: NDArray[np.int64]) -> RowTransform:
+    """Return the transform of logarithms of decay rates to what a state's logarithm falls by.
+
+    Args:
+        order: of the columns, as `reordered_columns`.
+    """
+    columns = reordered_columns(order)
+
+    def rows(read: ReadRows, start: int, stop: int) -> NDArray[np.float32]:
+        # In double precision, so that the last bit is the same on every machine.
+        return (-np.exp(columns(read, start, stop).astype(np.float64))).astype(np.float32)
+
+    return rows

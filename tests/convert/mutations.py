@@ -84,14 +84,20 @@ def instead(name: str, other: str) -> Change:
     return change
 
 
-def values(part: str, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Change:
+def values(
+    part: str,
+    function: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    at_end: bool = False,
+) -> Change:
     """Compute the values of every tensor anew whose name contains `part`, as a whole.
 
-    `function` gets float32 in the tensor's shape and returns as many values.
+    `function` gets float32 in the tensor's shape and returns as many values. With `at_end` names
+    must end with `part`.
     """
 
     def change(tensors: dict[str, OutputTensor]) -> None:
-        found = [name for name in tensors if part in name]
+        found = [name for name in tensors if (name.endswith(part) if at_end else part in name)]
         assert found, f"no tensor of the file is called {part}"
         for name in found:
             tensors[name] = _computed(tensors[name], function)

@@ -125,7 +125,7 @@ CONFIGS: list[tuple[str, str, Any]] = [
     ("text_config", "rope_parameters", {"mrope_section": [6, 5, 5], "rope_theta": -1}),
     ("text_config", "attention_bias", True),
     ("text_config", "hidden_act", "relu"),
-    ("vision_config", "depth", None),
+    ("vision_config", "depth", 0),
     ("vision_config", "depth", 10**9),
     ("vision_config", "hidden_act", "quick_gelu"),
     ("vision_config", "patch_size", [8, 8]),
@@ -147,17 +147,44 @@ def test_config_values(
     assert key in error.message or "mrope" in error.message or "rope" in error.message
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "intermediate_size", "vocab_size"])
+LEFT_OUT = [
+    ("text_config", "num_hidden_layers"),
+    ("text_config", "intermediate_size"),
+    ("text_config", "vocab_size"),
+    ("vision_config", "depth"),
+    ("vision_config", "intermediate_size"),
+]
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize(("section", "key"), LEFT_OUT)
 def test_a_size_left_out_is_the_default_of_its_class(
-    broken: Path, edit_json: EditJson, key: str
+    broken: Path, edit_json: EditJson, section: str, key: str, null: bool
 ) -> None:
-    edit_json("config.json", lambda config: config["text_config"].pop(key))
+    def change(config: dict[str, Any]) -> None:
+        config[section].pop(key)
+        if null:
+            config[section][key] = None
+
+    edit_json("config.json", change)
     # transformers reads it so too; the shapes then tell that it is of another model.
     assert "tensor `" in error_of(broken).message
 
 
-@pytest.mark.parametrize("key", ["architectures", "text_config", "vision_config"])
-@pytest.mark.parametrize("value", [None, 3, "x", [], {}])
+def test_an_empty_vision_config_is_one_of_defaults(broken: Path, edit_json: EditJson) -> None:
+    edit_json("config.json", lambda config: config.update(vision_config={}))
+    # The class has 27 layers, this checkpoint 3.
+    assert "tensor `model.visual.blocks." in error_of(broken).message
+
+
+SECTIONS = ("architectures", "text_config", "vision_config")
+VALUES: tuple[object, ...] = (None, 3, "x", [], {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in SECTIONS for value in VALUES if (key, value) != ("vision_config", {})],
+)
 def test_config_sections(broken: Path, edit_json: EditJson, key: str, value: Any) -> None:
     edit_json("config.json", lambda config: config.update({key: value}))
     assert isinstance(error_of(broken), CheckpointError)

@@ -98,7 +98,8 @@ def test_leaving_out_one_transform_breaks_the_bound_tenfold(
     with open_vlm(model=model, mmproj=mmproj, n_ctx=512, device="cpu", strict=True) as vlm:
         worst = 0.0
         for case in cases_of(recipe):
-            worst = max(worst, float(kld(vlm, case).max()))
+            # A state that grows without end gives logits that are no numbers: seen as well.
+            worst = max(worst, float(np.nan_to_num(kld(vlm, case), nan=np.inf).max()))
             if worst > 10 * strict_bound(recipe):
                 break
     assert worst > 10 * strict_bound(recipe)

@@ -9,11 +9,24 @@ from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
 from edgevlm_convert.families.qwen2_vl import FAMILY as QWEN2_VL
+from edgevlm_convert.families.qwen3_5 import FAMILY as QWEN3_5
+from edgevlm_convert.families.qwen3_5_moe import FAMILY as QWEN3_5_MOE
 from edgevlm_convert.families.qwen3_vl import FAMILY as QWEN3_VL
+from edgevlm_convert.families.qwen3_vl_moe import FAMILY as QWEN3_VL_MOE
 from edgevlm_convert.family import Family, TextArchitecture
 from edgevlm_convert.json_file import quoted
 
-FAMILIES: tuple[Family, ...] = (QWEN3_VL, QWEN2_5_VL, QWEN2_VL, GEMMA3, IDEFICS3, LLAVA)
+FAMILIES: tuple[Family, ...] = (
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    GEMMA3,
+    IDEFICS3,
+    LLAVA,
+)
 
 
 def find_family(config: Section) -> Family:

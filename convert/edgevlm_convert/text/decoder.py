@@ -23,7 +23,8 @@ class Sizes:
     Attributes:
         n_layers: blocks.
         n_embd: width of the residual stream.
-        n_ff: width inside a dense feed-forward network.
+        n_ff: width inside a dense feed-forward network; 0 where experts stand in its place and the
+            configuration names none.
         n_head: query heads.
         n_head_kv: key and value heads.
         head_dim: channels of one head; n_head x head_dim may differ from n_embd.
@@ -47,11 +48,12 @@ class Sizes:
         return self.n_head_kv * self.head_dim
 
 
-def read_sizes(text: Section) -> Sizes:
+def read_sizes(text: Section, *, dense: bool = True) -> Sizes:
     """Return the sizes of a text model.
 
     Args:
         text: its configuration, with the architecture's defaults.
+        dense: whether it has a feed-forward network that is not one of experts.
 
     Raises:
         CheckpointError: a size is missing, absurd, or does not go with another.
@@ -63,10 +65,11 @@ def read_sizes(text: Section) -> Sizes:
         text.fail("num_key_value_heads", f"a divisor of the {n_head} attention heads")
     if not text.has("head_dim") and n_embd % n_head:
         text.fail("num_attention_heads", f"a divisor of the hidden size {n_embd}")
+    has_n_ff = dense or text.has("intermediate_size")
     return Sizes(
         n_layers=text.integer("num_hidden_layers", low=1, high=MAX_LAYERS),
         n_embd=n_embd,
-        n_ff=text.integer("intermediate_size", low=1, high=MAX_WIDTH),
+        n_ff=text.integer("intermediate_size", low=1, high=MAX_WIDTH) if has_n_ff else 0,
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=text.integer("head_dim", low=2, high=4096, default=n_embd // n_head),
@@ -96,7 +99,7 @@ def size_metadata(name: str, text: Section, sizes: Sizes, rope: Rope) -> dict[st
         f"{name}.block_count": u32(sizes.n_layers),
         f"{name}.context_length": u32(text.integer("max_position_embeddings", low=1, high=1 << 31)),
         f"{name}.embedding_length": u32(sizes.n_embd),
-        f"{name}.feed_forward_length": u32(sizes.n_ff),
+        **({f"{name}.feed_forward_length": u32(sizes.n_ff)} if sizes.n_ff else {}),
         f"{name}.attention.head_count": u32(sizes.n_head),
         f"{name}.attention.head_count_kv": u32(sizes.n_head_kv),
         **{f"{name}.rope.scaling.{key}": value for key, value in rope.scaling.items()},

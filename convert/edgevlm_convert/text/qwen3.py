@@ -6,7 +6,7 @@ conversion/qwen3vl.py; defaults from transformers' `Qwen3Config` and `Qwen3VLTex
 
 from __future__ import annotations
 
-from edgevlm_convert.config import MAX_LAYERS, Section
+from edgevlm_convert.config import Section
 from edgevlm_convert.family import Part, Source, TextArchitecture
 from edgevlm_convert.metadata import array, u32
 from edgevlm_convert.rules import Rule
@@ -25,6 +25,7 @@ from edgevlm_convert.text.decoder import (
 )
 from edgevlm_convert.text.mrope import read_sections
 from edgevlm_convert.text.rope import PLAIN_KINDS, read_rope
+from edgevlm_convert.towers.qwen3 import read_deepstack
 
 _DEFAULTS = {
     "hidden_size": 4096,
@@ -86,14 +87,6 @@ def build_qwen3(source: Source) -> Part:
     )
 
 
-def n_deepstack(source: Source) -> int:
-    """Return how many layers of the vision tower hand features to the text model."""
-    indexes = source.vision.integers(
-        "deepstack_visual_indexes", low=0, high=MAX_LAYERS, max_length=MAX_LAYERS
-    )
-    return len(indexes)
-
-
 def build_qwen3_vl(source: Source) -> Part:
     """Return rules and metadata of the text model of a dense Qwen3-VL.
 
@@ -115,7 +108,7 @@ def build_qwen3_vl(source: Source) -> Part:
             **norm_metadata(name, text),
             **head_metadata(name, text, sizes),
         },
-        late_metadata={f"{name}.n_deepstack_layers": u32(n_deepstack(source))},
+        late_metadata={f"{name}.n_deepstack_layers": u32(len(read_deepstack(source)))},
     )
 
 

@@ -55,29 +55,46 @@ def rope_section(text: Section) -> Section:
 
 
 def read_rope(
-    text: Section, *, head_dim: int, kinds: Sequence[str], default_theta: float = DEFAULT_THETA
+    text: Section,
+    *,
+    head_dim: int,
+    kinds: Sequence[str],
+    default_theta: float = DEFAULT_THETA,
+    partial: bool = False,
 ) -> Rope:
     """Return the rotary settings of a model whose layers all have the same.
 
     Args:
         text: the text model's configuration.
-        head_dim: channels of a head, all of them rotated.
+        head_dim: channels of a head that are rotated.
         kinds: scaling types that llama.cpp computes for the architecture.
         default_theta: of the transformers class.
+        partial: whether a head may have more channels, as `partial_rotary_factor` says.
 
     Raises:
         CheckpointError: a scaling type that llama.cpp does not compute, or a broken one.
     """
     return read_rope_of(
-        rope_section(text), text, head_dim=head_dim, kinds=kinds, default_theta=default_theta
+        rope_section(text),
+        text,
+        head_dim=head_dim,
+        kinds=kinds,
+        default_theta=default_theta,
+        partial=partial,
     )
 
 
 def read_rope_of(
-    rope: Section, text: Section, *, head_dim: int, kinds: Sequence[str], default_theta: float
+    rope: Section,
+    text: Section,
+    *,
+    head_dim: int,
+    kinds: Sequence[str],
+    default_theta: float,
+    partial: bool = False,
 ) -> Rope:
     """Return the rotary settings that stand in one section, as `read_rope`."""
-    for section in (text, rope):
+    for section in () if partial else (text, rope):
         section.require("partial_rotary_factor", (1.0, 1), default=1.0)
     theta = read_theta(rope, text, default=default_theta)
     kind = read_kind(rope, kinds)

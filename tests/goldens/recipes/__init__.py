@@ -10,6 +10,9 @@ from tests.goldens.recipes import (
     llava,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_vl_moe,
     smolvlm,
 )
 from tests.goldens.recipes.qwen3_vl import RECIPE as QWEN3_VL
@@ -18,6 +21,10 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         QWEN3_VL,
+        qwen3_vl_moe.RECIPE,
+        qwen3_5.RECIPE,
+        qwen3_5.SMALL,
+        qwen3_5_moe.RECIPE,
         qwen2_vl.RECIPE,
         qwen2_vl.EPSILON,
         qwen2_vl.LINEAR,
