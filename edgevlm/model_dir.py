@@ -60,8 +60,8 @@ class FileEntry(_Record):
     tensor_types: dict[str, TypeCount]
 
 
-class Source(_Record):
-    """Where the weights came from; the hashes prove that a rebuild starts from the same bytes."""
+class AdapterSource(_Record):
+    """A LoRA adapter that was merged into the weights."""
 
     path: str | None = None
     repo: str | None = None
@@ -69,12 +69,39 @@ class Source(_Record):
     sha256: dict[str, str] = Field(default_factory=dict)
 
 
+class Source(_Record):
+    """Where the weights came from; the hashes prove that a rebuild starts from the same bytes.
+
+    `pre` is the pre-tokenizer that a user chose, where the tokenizer's own is not known.
+    """
+
+    path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+    adapter: AdapterSource | None = None
+    pre: str | None = None
+
+    def recipe(self) -> dict[str, str]:
+        """Return what decides values and tokens of a conversion: hashes, and what was chosen."""
+        adapter = self.adapter.sha256 if self.adapter else {}
+        chosen = {"--pre": self.pre} if self.pre else {}
+        return {**self.sha256, **{f"--adapter {n}": h for n, h in adapter.items()}, **chosen}
+
+
 class LedgerRecord(_Record):
-    """What became of every tensor of the checkpoint."""
+    """What became of every tensor of the checkpoint, and of an adapter.
+
+    `adapted` names the adapter's tensors by the checkpoint's that they change or stand in for;
+    `n_dequantized` counts the weights that the checkpoint holds as 8-bit values with scales.
+    """
 
     n_source_tensors: int
     used: dict[str, list[str]]
     dropped: dict[str, str]
+    n_adapter_tensors: int = 0
+    n_dequantized: int = 0
+    adapted: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class TokenizerLimit(_Record):

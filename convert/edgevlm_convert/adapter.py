@@ -27,6 +27,7 @@ from edgevlm_convert.prefixes import other_names
 from edgevlm_convert.safetensors import SourceTensor, read_header
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PICKLE_FILE = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 4_000_000
 _MODEL_PREFIX = "base_model.model."
 _PAIR_ENDINGS = {
@@ -70,6 +71,22 @@ class Adapter:
     tensors: Mapping[str, SourceTensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A checkpoint's tensors with an adapter merged in.
+
+    Attributes:
+        tensors: by name.
+        adapted: names of the adapter's tensors, by that of the checkpoint's tensor that they change
+            or stand in for.
+        replaced: the checkpoint's tensors that the adapter's stand in for, with the reason.
+    """
+
+    tensors: Mapping[str, SourceTensor]
+    adapted: Mapping[str, tuple[str, ...]]
+    replaced: Mapping[str, str]
+
+
 def open_adapter(folder: Path) -> Adapter:
     """Open a PEFT folder.
 
@@ -79,7 +96,8 @@ def open_adapter(folder: Path) -> Adapter:
     """
     if not (folder / CONFIG_FILE).is_file():
         raise SourceNotFoundError(
-            f"`{folder}` is no adapter: it has no {CONFIG_FILE}",
+            f"`{folder}` is no adapter: "
+            + (f"it has no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"),
             hint="give the folder that peft's `save_pretrained` wrote",
         )
     config = Section(read_json(folder / CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES), file=CONFIG_FILE)
@@ -87,7 +105,9 @@ def open_adapter(folder: Path) -> Adapter:
     if not (folder / WEIGHTS_FILE).exists():
         raise CheckpointError(
             f"`{folder}` has no {WEIGHTS_FILE}",
-            hint="save the adapter as safetensors: pickles are not read",
+            hint="save the adapter as safetensors: pickles are not read"
+            if (folder / _PICKLE_FILE).exists()
+            else "the folder is incomplete; copy or download it again",
         )
     tensors = {tensor.name: tensor for tensor in read_header(folder / WEIGHTS_FILE)}
     return Adapter(folder=folder, config=config, tensors=tensors)
@@ -107,7 +127,7 @@ def _check_kind(config: Section) -> None:
             config.fail(key, "nothing: such an adapter cannot be merged here")
 
 
-def merge(adapter: Adapter, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+def merge(adapter: Adapter, tensors: Mapping[str, SourceTensor]) -> Merged:
     """Return the checkpoint's tensors with the adapter merged in.
 
     Args:
@@ -116,9 +136,12 @@ def merge(adapter: Adapter, tensors: Mapping[str, SourceTensor]) -> dict[str, So
 
     Raises:
         CheckpointError: a pattern that is no regular expression, a rank that contradicts a shape.
-        ConversionError: an adapter tensor that finds no base, or one of another shape.
+        ConversionError: an adapter tensor that finds no base, one of another shape, or a second one
+            for the same base.
     """
     merged = dict(tensors)
+    adapted: dict[str, tuple[str, ...]] = {}
+    replaced: dict[str, str] = {}
     pairs: dict[str, dict[str, SourceTensor]] = {}
     for name, tensor in adapter.tensors.items():
         module, role = _role(name)
@@ -128,12 +151,27 @@ def merge(adapter: Adapter, tensors: Mapping[str, SourceTensor]) -> dict[str, So
         base = _base(module, tensors, name)
         # Saved whole: modules_to_save, and biases that were trained.
         _check_shape(tensor, tensor.shape, base.shape, base)
+        _claim(adapted, base, (tensor,))
+        replaced |= dict.fromkeys(base.parts, f"the adapter's {quoted(name)} stands in its place")
         merged[base.name] = _named(replace(tensor, name=base.name), tensor)
     for module, parts in pairs.items():
         first = next(iter(parts.values()))
         base = _base(f"{module}.weight", tensors, first.name)
+        _claim(adapted, base, tuple(parts.values()))
         merged[base.name] = _merged(base, parts, adapter, module)
-    return merged
+    return Merged(tensors=merged, adapted=adapted, replaced=replaced)
+
+
+def _claim(
+    adapted: dict[str, tuple[str, ...]], base: SourceTensor, tensors: tuple[SourceTensor, ...]
+) -> None:
+    if base.name in adapted:
+        raise ConversionError(
+            f"the adapter's tensors {quoted(adapted[base.name][0])} and {quoted(tensors[0].name)}"
+            f" are both for {quoted(base.name)}",
+            hint=_HINT,
+        )
+    adapted[base.name] = tuple(tensor.name for tensor in tensors)
 
 
 def _role(name: str) -> tuple[str, str]:

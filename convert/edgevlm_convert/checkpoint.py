@@ -94,6 +94,11 @@ def _check_folder(folder: Path) -> None:
             )
         raise CheckpointError(f"`{folder}` is a file, not a checkpoint", hint=_FOLDER_HINT)
     names = {path.name for path in folder.iterdir()}
+    if "config.json" not in names and "adapter_config.json" in names:
+        raise CheckpointError(
+            f"`{folder}` is an adapter (LoRA), not a whole model",
+            hint=f"convert its base model with it: `edgevlm convert BASE --adapter {folder}`",
+        )
     if "config.json" not in names:
         raise CheckpointError(
             f"`{folder}` is not a checkpoint: it has no config.json", hint=_FOLDER_HINT

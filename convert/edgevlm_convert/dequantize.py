@@ -63,10 +63,12 @@ class Unpacked:
 
     Attributes:
         tensors: by name, 8-bit weights and their scales made one.
+        dequantized: names of the weights that were 8-bit values with scales.
         dropped: what is left out, with its reason.
     """
 
     tensors: Mapping[str, SourceTensor]
+    dequantized: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -104,7 +106,11 @@ def unpack(config: Section, tensors: Mapping[str, SourceTensor]) -> Unpacked:
         used |= {name, *parts}
     plain = {name: tensor for name, tensor in left.items() if name not in used}
     # Derived tensors stand where the names are sorted to, as in any other checkpoint.
-    return Unpacked(tensors=dict(sorted({**plain, **found}.items())), dropped=dropped)
+    return Unpacked(
+        tensors=dict(sorted({**plain, **found}.items())),
+        dequantized=tuple(sorted(found)),
+        dropped=dropped,
+    )
 
 
 def check_quantization(config: Section) -> None:

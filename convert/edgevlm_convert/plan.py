@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from edgevlm.errors import CheckpointError
+from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm.progress import SILENT, Progress
-from edgevlm_convert.adapter import merge, open_adapter
+from edgevlm_convert.adapter import Merged, merge, open_adapter
 from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_convert.config import Section
 from edgevlm_convert.dequantize import unpack
@@ -17,6 +17,7 @@ from edgevlm_convert.encoder import TensorEncoder, TensorInfo
 from edgevlm_convert.families import find_family, find_text_model
 from edgevlm_convert.family import Family, Part, Source
 from edgevlm_convert.general import general_metadata
+from edgevlm_convert.json_file import quoted
 from edgevlm_convert.metadata import Value, array, u32
 from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
@@ -44,6 +45,9 @@ class ConversionPlan:
         mmproj: the projector's file.
         ledger: what becomes of every source tensor.
         losses: what the runtime cannot do with this model, one sentence each.
+        adapted: names of the adapter's tensors, by that of the source tensor that they change or
+            stand in for.
+        dequantized: names of the weights that the checkpoint holds as 8-bit values with scales.
     """
 
     name: str
@@ -54,6 +58,8 @@ class ConversionPlan:
     mmproj: GGUFPlan
     ledger: Ledger
     losses: tuple[str, ...] = ()
+    adapted: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    dequantized: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -71,6 +77,7 @@ def plan_conversion(
     class_token_first: Callable[[], bool] = lambda: False,
     reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False,
     adapter: Path | None = None,
+    pre: str | None = None,
 ) -> ConversionPlan:
     """Read headers, config and tokenizer of a checkpoint and plan both files.
 
@@ -86,6 +93,7 @@ def plan_conversion(
         reads_norm_epsilon: asked about a text architecture whose norms' epsilon the pinned
             llama.cpp leaves unread: whether the installed one reads it.
         adapter: folder of a PEFT LoRA adapter to merge.
+        pre: llama.cpp's name of the pre-tokenizer, where the tokenizer's structure is not known.
 
     Raises:
         SourceNotFoundError: a path does not exist.
@@ -103,7 +111,7 @@ def plan_conversion(
     # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
     name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
     tokens = vocabulary(
-        checkpoint, n_rows=model.source.n_vocab, runtime_tokens=model.family.runtime_tokens
+        checkpoint, n_rows=model.source.n_vocab, runtime_tokens=model.family.runtime_tokens, pre=pre
     )
     outtypes: dict[str, Outtype] = {
         file: _resolve(outtype, model.outputs[file], model.stored) for file in model.parts
@@ -128,6 +136,8 @@ def plan_conversion(
         mmproj=plans["mmproj"],
         ledger=model.ledger,
         losses=tuple(loss for part in model.parts.values() for loss in part.losses),
+        adapted=model.adapted,
+        dequantized=model.dequantized,
     )
 
 
@@ -144,6 +154,8 @@ class _Model:
         parts: by output file, "text" and "mmproj".
         outputs: tensors by output file.
         ledger: what becomes of every source tensor.
+        adapted: see ConversionPlan.
+        dequantized: see ConversionPlan.
     """
 
     checkpoint: Checkpoint
@@ -154,6 +166,8 @@ class _Model:
     parts: Mapping[str, Part]
     outputs: Mapping[str, list[Mapped]]
     ledger: Ledger
+    adapted: Mapping[str, tuple[str, ...]]
+    dequantized: tuple[str, ...]
 
 
 def _read(
@@ -166,9 +180,10 @@ def _read(
     """Open a checkpoint and map its tensors."""
     opened = open_checkpoint(folder)
     unpacked = unpack(opened.config, opened.tensors)
-    tensors = unpacked.tensors
+    merged = Merged(tensors=unpacked.tensors, adapted={}, replaced={})
     if adapter is not None:
-        tensors = merge(open_adapter(adapter), tensors)
+        merged = merge(open_adapter(adapter), unpacked.tensors)
+    tensors = merged.tensors
     checkpoint = replace(opened, tensors=tensors)
     family = find_family(checkpoint.config)
     text_model, section = find_text_model(family, checkpoint.config)
@@ -183,6 +198,7 @@ def _read(
     )
     parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
     outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})
+    _check_head(f"{source.prefixes.head}weight", ledger, merged)
     return _Model(
         checkpoint=checkpoint,
         stored=opened.tensors,
@@ -191,7 +207,32 @@ def _read(
         source=source,
         parts=parts,
         outputs=outputs,
-        ledger=replace(ledger, dropped={**ledger.dropped, **unpacked.dropped}),
+        ledger=_whole_ledger(ledger, unpacked.dropped, merged),
+        adapted=merged.adapted,
+        dequantized=unpacked.dequantized,
+    )
+
+
+def _check_head(head: str, ledger: Ledger, merged: Merged) -> None:
+    """Check that a head of an adapter's own is not left out with the checkpoint's tied one."""
+    if head in merged.adapted and head in ledger.dropped:
+        raise ConversionError(
+            f"the adapter changes {quoted(head)}, which is {ledger.dropped[head]}",
+            hint="merge with peft's `merge_and_unload`, and save with `tie_word_embeddings` false",
+        )
+
+
+def _whole_ledger(ledger: Ledger, dropped: Mapping[str, str], merged: Merged) -> Ledger:
+    """Return the ledger with what never came to the rules: nothing is left out in silence."""
+    # Scales and an adapter's tensors go the way of the tensor that they are for.
+    with_base = {
+        part: reason
+        for name, reason in ledger.dropped.items()
+        for part in (name, *merged.tensors[name].parts)
+    }
+    everything = {**merged.replaced, **dropped, **with_base}
+    return replace(
+        ledger, dropped={n: why for n, why in everything.items() if n not in ledger.used}
     )
 
 

@@ -14,7 +14,7 @@ from edgevlm_convert import ConversionPlan, OuttypeOption, plan_conversion
 from edgevlm_convert.encoder import TensorEncoder
 from edgevlm_convert.writer import GGUFPlan, write_gguf
 
-from edgevlm.build.source import source_hashes
+from edgevlm.build.source import Recipe, adapter_hashes, source_hashes
 from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.build.written import WrittenFile
 from edgevlm.errors import ConversionError, OutputExistsError
@@ -23,6 +23,7 @@ from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
     MANIFEST_NAME,
+    AdapterSource,
     FileEntry,
     LedgerRecord,
     Manifest,
@@ -75,6 +76,8 @@ def convert_model(
     outtype: OuttypeOption = "auto",
     level: str | None = None,
     mmproj_level: str | None = None,
+    adapter: Path | None = None,
+    pre: str | None = None,
     force: bool = False,
     origin: Source | None = None,
     n_threads: int | None = None,
@@ -85,30 +88,31 @@ def convert_model(
     Args:
         source: folder with config.json, tokenizer and safetensors.
         out: the model directory; None: a folder of the model's name in the current one.
-        name: the model's name in file names; None: the source folder's.
+        name: the model's name in file names; None: the source folder's, and the adapter's.
         outtype: "auto" (the checkpoint's own 16-bit type), "f16", "bf16" or "f32".
         level: quantize in the same pass, to a level's name or a profile's path.
         mmproj_level: "F16", "BF16" or "Q8_0"; None: the level's own, or as `outtype`.
+        adapter: folder of a PEFT LoRA adapter to merge.
+        pre: llama.cpp's name of the pre-tokenizer, where the tokenizer's own is not known.
         force: replace what exists.
-        origin: repository and commit of a checkpoint of the Hub, for the manifest.
+        origin: repository and commit of checkpoint and adapter, where they are the Hub's.
         n_threads: encoders at work; None: one per processor.
         progress: told the bytes written.
 
     Raises:
         EdgeVLMError: anything wrong with the source, the options or the output; nothing is written.
     """
+    recipe = Recipe(checkpoint=source, adapter=adapter, pre=pre)
+    origin = origin or Source()
+    name = name or _default_name(recipe, origin)
     # Hashing takes a core that planning leaves idle.
-    with _hash_source(source) as hashes:
-        planned = _plan(source, name=name, outtype=outtype, level=level, mmproj_level=mmproj_level)
+    with _hash_source(recipe, origin) as hashed:
+        planned = _plan(recipe, name=name, outtype=outtype, level=level, mmproj_level=mmproj_level)
         folder = out if out is not None else _default_folder(source, planned.conversion.name)
         before = read_manifest(folder)
-        same = before is not None and before.source.sha256 == hashes()
+        same = before is not None and before.source.recipe() == hashed().recipe()
         if before is not None and not same and not force:
-            raise OutputExistsError(
-                f"`{folder}` holds a model from another checkpoint "
-                f"(`{before.source.repo or before.source.path}`)",
-                hint="choose another folder with --out, or give --force to replace it",
-            )
+            raise _made_otherwise(folder, before.source, hashed())
         files, kept = _without_kept(planned.files, before if same else None, force=force)
         n_bytes = sum(file.plan.n_bytes for file in files) + MANIFEST_ALLOWANCE_BYTES
         with write_together(
@@ -123,7 +127,7 @@ def convert_model(
             written = write_files(
                 output, files, n_threads=n_threads, progress=progress, when_written=prove
             )
-            manifest = _manifest(planned.conversion, source, hashes(), origin or Source())
+            manifest = _manifest(planned.conversion, hashed())
             if same and before is not None:
                 manifest = manifest.model_copy(update={"files": before.files})
             manifest = manifest.with_files(written).model_copy(
@@ -134,10 +138,10 @@ def convert_model(
 
 
 def plan_files(
-    source: Path, *, name: str, level: str, mmproj_level: str | None
+    recipe: Recipe, *, name: str, level: str, mmproj_level: str | None
 ) -> tuple[FilePlan, ...]:
-    """Return what one pass from `source` to `level` would write, without writing it."""
-    return _plan(source, name=name, outtype="auto", level=level, mmproj_level=mmproj_level).files
+    """Return what one pass from `recipe` to `level` would write, without writing it."""
+    return _plan(recipe, name=name, outtype="auto", level=level, mmproj_level=mmproj_level).files
 
 
 def write_files(
@@ -215,9 +219,9 @@ class _Planned:
 
 
 def _plan(
-    source: Path,
+    recipe: Recipe,
     *,
-    name: str | None,
+    name: str,
     outtype: OuttypeOption,
     level: str | None,
     mmproj_level: str | None,
@@ -230,13 +234,15 @@ def _plan(
     encoder = text_encoder(profile) if profile else None
     projector_encoder = mmproj_encoder(wanted_mmproj, profile=profile) if wanted_mmproj else None
     conversion = plan_conversion(
-        source,
+        recipe.checkpoint,
         name=name,
         outtype=outtype,
         text_encoder=encoder,
         mmproj_encoder=projector_encoder,
         class_token_first=_class_token_first,
         reads_norm_epsilon=_reads_norm_epsilon,
+        adapter=recipe.adapter,
+        pre=recipe.pre,
     )
     text_level = profile.name if profile else _float_level(conversion.text)
     projector_level = (
@@ -285,6 +291,16 @@ def _float_level(plan: GGUFPlan) -> str:
     return level
 
 
+def _default_name(recipe: Recipe, origin: Source) -> str:
+    """Return the repository's name or the folder's; with an adapter the model is another."""
+    name = (origin.repo or recipe.checkpoint.resolve().as_posix()).rpartition("/")[2]
+    if recipe.adapter is None:
+        return name
+    repo = origin.adapter.repo if origin.adapter else None
+    adapter = (repo or recipe.adapter.resolve().as_posix()).rpartition("/")[2]
+    return f"{name}-{adapter}"
+
+
 def _default_folder(source: Path, name: str) -> Path:
     folder = Path(name)
     return Path(f"{name}-gguf") if folder.absolute() == source.absolute() else folder
@@ -299,19 +315,38 @@ def _without_kept(
     return [file for file in files if file.name not in kept], kept
 
 
-def _manifest(
-    conversion: ConversionPlan, source: Path, hashes: dict[str, str], origin: Source
-) -> Manifest:
+def _made_otherwise(folder: Path, before: Source, now: Source) -> OutputExistsError:
+    """Return the error of a folder whose model was made from something else than is asked now."""
+    with_adapter = (
+        before.adapter and f"with the adapter `{before.adapter.repo or before.adapter.path}`"
+    )
+    if before.sha256 != now.sha256:
+        what = f"a model from another checkpoint (`{before.repo or before.path}`)"
+    elif (before.adapter and before.adapter.sha256) != (now.adapter and now.adapter.sha256):
+        what = f"this checkpoint {with_adapter or 'without an adapter'}"
+    else:
+        chosen = f"the pre-tokenizer {before.pre}" if before.pre else "the tokenizer's own"
+        what = f"this checkpoint with another pre-tokenizer ({chosen})"
+    return OutputExistsError(
+        f"`{folder}` holds {what}",
+        hint="choose another folder with --out, or give --force to replace it",
+    )
+
+
+def _manifest(conversion: ConversionPlan, source: Source) -> Manifest:
     ledger = conversion.ledger
     return Manifest(
         name=conversion.name,
         family=conversion.family,
-        source=origin.model_copy(update={"path": str(source.resolve()), "sha256": hashes}),
+        source=source,
         files=[],
         ledger=LedgerRecord(
             n_source_tensors=ledger.n_source_tensors,
             used={name: list(targets) for name, targets in ledger.used.items()},
             dropped=dict(ledger.dropped),
+            n_adapter_tensors=sum(len(names) for names in conversion.adapted.values()),
+            n_dequantized=len(conversion.dequantized),
+            adapted={name: list(names) for name, names in conversion.adapted.items()},
         ),
         versions=tool_versions(),
         losses=list(conversion.losses),
@@ -329,11 +364,26 @@ def tool_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _hash_source(source: Path) -> Generator[Callable[[], dict[str, str]]]:
-    """Hash the checkpoint beside the conversion; the value waits for the hashes."""
+def _hash_source(recipe: Recipe, origin: Source) -> Generator[Callable[[], Source]]:
+    """Hash checkpoint and adapter beside the conversion; the value waits for the hashes."""
     stopped = Event()
+
+    def described() -> Source:
+        update: dict[str, object] = {
+            "path": str(recipe.checkpoint.resolve()),
+            "sha256": source_hashes(recipe.checkpoint, stopped),
+            "adapter": None,
+            "pre": recipe.pre,
+        }
+        if recipe.adapter is not None:
+            hashes = adapter_hashes(recipe.adapter, stopped)
+            update["adapter"] = (origin.adapter or AdapterSource()).model_copy(
+                update={"path": str(recipe.adapter.resolve()), "sha256": hashes}
+            )
+        return origin.model_copy(update=update)
+
     with ThreadPoolExecutor(1, thread_name_prefix="edgevlm-hash") as executor:
-        future: Future[dict[str, str]] = executor.submit(source_hashes, source, stopped)
+        future: Future[Source] = executor.submit(described)
         try:
             yield future.result
         finally:

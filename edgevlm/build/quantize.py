@@ -16,7 +16,7 @@ from edgevlm.build.convert import (
     write_files,
     write_manifest,
 )
-from edgevlm.build.source import checkpoint_of
+from edgevlm.build.source import recipe_of
 from edgevlm.errors import QuantizationError
 from edgevlm.files import write_together
 from edgevlm.model_dir import (
@@ -151,14 +151,14 @@ def quantize_model(
 def _plan_from_checkpoint(
     model: ModelDir, name: str, level: str, mmproj_level: str, *, force: bool
 ) -> QuantizePlan:
-    checkpoint = checkpoint_of(model.manifest)
-    if checkpoint is None:
+    recipe = recipe_of(model.manifest)
+    if recipe is None:
         levels = ", ".join(file.level for file in model.of_role("text")) or "none"
         raise QuantizationError(
             f"`{model.folder}` has no 16-bit text model to quantize (levels: {levels})",
             hint="convert the checkpoint again: `edgevlm convert CHECKPOINT --level LEVEL`",
         )
-    files = plan_files(checkpoint, name=name, level=level, mmproj_level=mmproj_level)
+    files = plan_files(recipe, name=name, level=level, mmproj_level=mmproj_level)
     kept = tuple(
         file.name
         for file in files
@@ -168,7 +168,7 @@ def _plan_from_checkpoint(
         folder=model.folder,
         files=tuple(file for file in files if file.name not in kept),
         kept=kept,
-        sources=(str(checkpoint),),
+        sources=tuple(str(path) for path in (recipe.checkpoint, recipe.adapter) if path),
     )
 
 

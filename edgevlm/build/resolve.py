@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgevlm import __version__
 from edgevlm.build.cache import cache_lock, last_model, models_folder, remember_model
-from edgevlm.build.source import checkpoint_of, path_exists, source_hashes
+from edgevlm.build.source import path_exists, recipe_of, source_hashes
 from edgevlm.errors import GGUFError, SourceNotFoundError
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
@@ -230,8 +230,8 @@ def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
     manifest = model.manifest
     from edgevlm.build.convert import convert_model
 
-    checkpoint = checkpoint_of(manifest)
-    if manifest is None or checkpoint is None:
+    recipe = recipe_of(manifest)
+    if manifest is None or recipe is None:
         levels = ", ".join(file.level for file in model.of_role("text"))
         raise SourceNotFoundError(
             f"`{model.folder}` has no level {level} (it has: {levels or 'none'})",
@@ -239,17 +239,19 @@ def _rebuild(model: ModelDir, level: str, progress: Progress) -> ModelFile:
         )
     folder = model.folder
     if not folder.is_relative_to(models_folder()):
-        folder = _kept_folder(manifest.name, manifest.source.sha256)
+        folder = _kept_folder(manifest.name, manifest.source.recipe())
     with cache_lock(folder.parent):
         if (folder / MANIFEST_NAME).exists():
             found = open_model_dir(folder).find("text", level)
             if found is not None:
                 return found
         built = convert_model(
-            checkpoint,
+            recipe.checkpoint,
             out=folder,
             name=manifest.name,
             level=level,
+            adapter=recipe.adapter,
+            pre=recipe.pre,
             origin=manifest.source,
             progress=progress,
         )

@@ -9,7 +9,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from edgevlm.files import sha256_file
-from edgevlm.model_dir import Manifest, Source
+from edgevlm.model_dir import AdapterSource, Manifest, Source
 from edgevlm.progress import SILENT, Note, Progress, unheard
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _SOURCE_PATTERNS = (
     "tokenizer.model",
     "additional_chat_templates/*.jinja",
 )
+_ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors")
 # As the converter itself reads config.json.
 _MAX_CONFIG_BYTES = 4_000_000
 
@@ -34,13 +35,39 @@ class NamedCheckpoint:
 
     Attributes:
         folder: where it is; it may not exist.
-        name: the model's name, None: the folder's.
         origin: repository and commit, where it comes from the Hub.
     """
 
     folder: Path
-    name: str | None = None
     origin: Source | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedAdapter:
+    """A LoRA adapter as a user named it.
+
+    Attributes:
+        folder: where it is.
+        origin: repository and commit, where it comes from the Hub.
+    """
+
+    folder: Path
+    origin: AdapterSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a model was made from, as its manifest says, and as it still is.
+
+    Attributes:
+        checkpoint: its folder.
+        adapter: folder of the adapter that was merged, None for none.
+        pre: the pre-tokenizer that was chosen, None for the tokenizer's own.
+    """
+
+    checkpoint: Path
+    adapter: Path | None
+    pre: str | None
 
 
 def find_checkpoint(
@@ -76,9 +103,42 @@ def download_checkpoint(listing: Listing, *, progress: Progress = SILENT) -> Nam
     found = fetch_checkpoint(listing, progress=progress, before_weights=_check_config)
     return NamedCheckpoint(
         folder=found.folder,
-        name=found.name,
         origin=Source(repo=found.repo, revision=found.commit),
     )
+
+
+def find_adapter(named: str, *, progress: Progress = SILENT, note: Note = unheard) -> NamedAdapter:
+    """Return the LoRA adapter that `named` stands for, found sound; one of the Hub is downloaded.
+
+    Args:
+        named: a path, which wins, or `org/name`, `org/name@revision`, an address of the Hub.
+        progress: told the bytes of a download.
+        note: told about waiting, and what was downloaded.
+
+    Raises:
+        SourceNotFoundError: no such folder, repository or revision.
+        CheckpointError: no adapter that can be merged.
+        HubError: the Hub refuses, or sends something else than it listed.
+    """
+    from edgevlm_convert.adapter import open_adapter
+
+    from edgevlm.hub.name import parse_hub_name
+
+    hub_name = None if path_exists(named) else parse_hub_name(named)
+    if hub_name is None:
+        found = NamedAdapter(folder=Path(named), origin=AdapterSource())
+    else:
+        from edgevlm.hub.fetch import fetch_adapter
+        from edgevlm.hub.listing import list_repo
+
+        listing = list_repo(hub_name, note=note)
+        found = NamedAdapter(
+            folder=fetch_adapter(listing, progress=progress),
+            origin=AdapterSource(repo=listing.name.repo, revision=listing.commit),
+        )
+    # Before a checkpoint of gigabytes is downloaded for it.
+    open_adapter(found.folder)
+    return found
 
 
 def path_exists(named: str) -> bool:
@@ -118,12 +178,24 @@ def source_hashes(
     }
 
 
-def checkpoint_of(manifest: Manifest | None) -> Path | None:
-    """Return the manifest's checkpoint folder, None when it is gone or its bytes have changed."""
-    path = Path(manifest.source.path) if manifest and manifest.source.path else None
-    if manifest is None or path is None or not path.is_dir():
+def adapter_hashes(adapter: Path, stopped: Event | None = None) -> dict[str, str]:
+    """Return the SHA-256 of the files of an adapter that are read; see `source_hashes`."""
+    files = [adapter / name for name in _ADAPTER_PATTERNS if (adapter / name).is_file()]
+    return {path.name: sha256_file(path, stopped=stopped) for path in files}
+
+
+def recipe_of(manifest: Manifest | None) -> Recipe | None:
+    """Return what the manifest's model was made from; None when it is gone or has changed."""
+    source = manifest.source if manifest else Source()
+    path = Path(source.path) if source.path else None
+    if path is None or not path.is_dir() or source_hashes(path) != source.sha256:
         return None
-    return path if source_hashes(path) == manifest.source.sha256 else None
+    if source.adapter is None:
+        return Recipe(checkpoint=path, adapter=None, pre=source.pre)
+    adapter = Path(source.adapter.path) if source.adapter.path else None
+    if adapter is None or adapter_hashes(adapter) != source.adapter.sha256:
+        return None
+    return Recipe(checkpoint=path, adapter=adapter, pre=source.pre)
 
 
 def tokenizer_of(manifest: Manifest | None) -> Path | None:

@@ -100,10 +100,16 @@ def peak_rss_bytes() -> int:
 def _show_ledger(ledger: LedgerRecord, losses: Sequence[str]) -> None:
     from edgevlm.cli import console
 
+    n_own = ledger.n_source_tensors - ledger.n_adapter_tensors
+    beside = f", {ledger.n_adapter_tensors} in the adapter" if ledger.adapted else ""
     console.out().print(
-        f"{ledger.n_source_tensors} tensors in the checkpoint: {len(ledger.used)} used, "
+        f"{n_own} tensors in the checkpoint{beside}: {len(ledger.used)} used, "
         f"{len(ledger.dropped)} dropped"
     )
+    if ledger.adapted:
+        console.out().print(f"  {len(ledger.adapted)} tensors changed by the adapter")
+    if ledger.n_dequantized:
+        console.out().print(f"  {ledger.n_dequantized} weights of 8 bits read as floats")
     for name, reason in ledger.dropped.items():
         console.out().print(
             f"  dropped {console.printable(name)}: {reason}", markup=False, soft_wrap=True

@@ -51,7 +51,7 @@ def convert(
         str | None,
         typer.Option(
             "--name",
-            help="The model's name in file names (default: the folder's).",
+            help="The model's name in file names (default: the folder's, and the adapter's).",
             show_default=False,
         ),
     ] = None,
@@ -59,6 +59,15 @@ def convert(
         OutType,
         typer.Option("--outtype", help="Float type; auto keeps the checkpoint's own 16-bit type."),
     ] = OutType.AUTO,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="LoRA adapter to merge: a folder that peft saved, or a repository of the Hub.",
+            show_default=False,
+        ),
+    ] = None,
     level: options.LevelOption = None,
     mmproj_level: options.MmprojLevelOption = None,
     threads: options.ThreadsOption = None,
@@ -77,25 +86,31 @@ def convert(
 
     from edgevlm.build.cache import remember_model
     from edgevlm.build.convert import convert_model
-    from edgevlm.build.source import find_checkpoint
+    from edgevlm.build.source import find_adapter, find_checkpoint
     from edgevlm.cli import console
     from edgevlm.cli.built import show_built
+    from edgevlm.model_dir import Source
 
     if level is not None and outtype is not OutType.AUTO:
         raise typer.BadParameter("--outtype names a float file; with --level leave it out")
     progress = console.progress_for(json=json, quiet=quiet)
     note = partial(console.note, quiet=quiet or json)
+    tuned = find_adapter(adapter, progress=progress, note=note) if adapter else None
     checkpoint = find_checkpoint(source, progress=progress, note=note)
+    origin = checkpoint.origin or Source()
+    if tuned is not None:
+        origin = origin.model_copy(update={"adapter": tuned.origin})
     start = perf_counter()
     built = convert_model(
         checkpoint.folder,
         out=out,
-        name=name or checkpoint.name,
+        name=name,
         outtype=OUTTYPES[outtype],
         level=level,
         mmproj_level=mmproj_level,
+        adapter=tuned and tuned.folder,
         force=force,
-        origin=checkpoint.origin,
+        origin=origin,
         n_threads=threads,
         progress=progress,
     )

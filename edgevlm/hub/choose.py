@@ -15,6 +15,7 @@ from edgevlm.hub.file import HubFile
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Tokenizers of 250,000 tokens have 40 MB; what is beyond this the converter would not read.
 MAX_SIDE_FILE_BYTES = 64_000_000
 
@@ -50,12 +51,12 @@ def check_checkpoint(repo: str, names: Collection[str]) -> None:
             f"`{repo}` holds GGUF files, which need no conversion",
             hint=f"use them: `edgevlm chat -m {repo}`",
         )
-    if "adapter_config.json" in names:
+    if ADAPTER_FILES[0] in names:
         raise CheckpointError(
             f"`{repo}` holds an adapter (LoRA), not a whole model",
-            hint="merge it into its base model first: peft's `merge_and_unload`",
+            hint=f"convert its base model with it: `edgevlm convert BASE --adapter {repo}`",
         )
-    pickle = next((name for name in sorted(names) if name.endswith(_PICKLES)), None)
+    pickle = _first_pickle(names)
     if pickle is not None:
         raise CheckpointError(
             f"`{repo}` holds only pickle weights (`{pickle}`), "
@@ -67,6 +68,33 @@ def check_checkpoint(repo: str, names: Collection[str]) -> None:
         f"`{repo}` is not a checkpoint: it has no {missing}",
         hint="name a repository with config.json and *.safetensors at its top",
     )
+
+
+def adapter_files(repo: str, files: Mapping[str, HubFile]) -> list[HubFile]:
+    """Return the files of a LoRA adapter.
+
+    Raises:
+        CheckpointError: the repository holds none, or only a pickle.
+    """
+    missing = next((name for name in ADAPTER_FILES if name not in files), None)
+    if missing == ADAPTER_FILES[1] and (pickle := _first_pickle(files)):
+        raise CheckpointError(
+            f"`{repo}` holds its adapter only as a pickle (`{pickle}`), "
+            "which can run any code when it is loaded: refused",
+            hint="look for a revision or a copy of it in safetensors",
+        )
+    if missing is not None:
+        raise CheckpointError(
+            f"`{repo}` is no adapter: it has no {missing}",
+            hint="name a repository that peft's `save_pretrained` wrote",
+        )
+    if (files[ADAPTER_FILES[0]].n_bytes or 0) > MAX_SIDE_FILE_BYTES:
+        raise too_large(files[ADAPTER_FILES[0]])
+    return [files[name] for name in ADAPTER_FILES]
+
+
+def _first_pickle(names: Iterable[str]) -> str | None:
+    return next((name for name in sorted(names) if name.endswith(_PICKLES)), None)
 
 
 def side_files(files: Mapping[str, HubFile]) -> list[HubFile]:

@@ -26,13 +26,11 @@ class HubCheckpoint:
         folder: config, tokenizer and safetensors.
         repo: "org/name".
         commit: of the repository.
-        name: as the model is named after it.
     """
 
     folder: Path
     repo: str
     commit: str
-    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,26 @@ def fetch_checkpoint(
             raise _only_a_part(listing) from None
         raise
     _fetch(listing, [*choose.side_files(files), *weights], progress=progress, is_told=True)
-    return HubCheckpoint(folder=folder, repo=name.repo, commit=listing.commit, name=name.short)
+    return HubCheckpoint(folder=folder, repo=name.repo, commit=listing.commit)
+
+
+def fetch_adapter(listing: Listing, *, progress: Progress = SILENT) -> Path:
+    """Return the folder of a repository's LoRA adapter: its config and its safetensors, no more.
+
+    Raises:
+        CheckpointError: no adapter, or none in safetensors.
+        HubError: a refusal, or other bytes than were listed.
+        OutputError: the disk is too small, or the cache cannot be written.
+    """
+    if listing.hub is None and not set(choose.ADAPTER_FILES) <= set(listing.files):
+        raise _only_a_part(listing)
+    _fetch(
+        listing,
+        choose.adapter_files(listing.name.repo, listing.files),
+        progress=progress,
+        is_told=True,
+    )
+    return listing.cache.snapshot(listing.commit)
 
 
 def fetch_gguf(

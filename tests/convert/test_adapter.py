@@ -20,7 +20,7 @@ from edgevlm.runtime.vlm import open_vlm
 from tests.convert.test_reference import STRICT_BOUND, kld
 from tests.convert.tricks import split_safetensors
 from tests.goldens.files import ADAPTER, golden_cases, redraw_adapter
-from tests.synthetic import encode, write_safetensors
+from tests.synthetic import encode, write_checkpoint, write_safetensors
 
 Golden = Callable[[str], Path]
 Array = NDArray[np.float32]
@@ -155,6 +155,49 @@ def test_the_patch_kernel(golden: Golden, tmp_path: Path) -> None:
         np.testing.assert_allclose(merged, expected[:, :, frame], rtol=1e-6, atol=1e-6)
 
 
+def test_a_tensor_that_the_adapter_replaces_is_in_the_ledger(
+    golden: Golden, tmp_path: Path
+) -> None:
+    checkpoint = golden("qwen3_vl")
+    name = f"{LAYER}input_layernorm.weight"
+    values = source(checkpoint, name) + 1
+    plan = plan_conversion(checkpoint, adapter=write_adapter(tmp_path / "a", {name: values}))
+    np.testing.assert_array_equal(target(plan, "blk.0.attn_norm.weight"), values)
+    saved = f"base_model.model.{name}"
+    assert plan.adapted == {name: (saved,)}
+    assert plan.ledger.used[saved] == ("blk.0.attn_norm.weight",)
+    assert plan.ledger.dropped[name] == f"the adapter's `{saved}` stands in its place"
+
+
+def test_what_an_unread_block_learned_is_dropped_with_it(golden: Golden, tmp_path: Path) -> None:
+    checkpoint = golden("llava_clip_llama")
+    whole = plan_conversion(checkpoint).ledger
+    base = next(name for name in whole.dropped if name.endswith("q_proj.weight"))
+    rows, columns = source(checkpoint, base).shape
+    module = base.removesuffix(".weight")
+    pair = {"A": drawn(2, columns), "B": drawn(rows, 2)}
+    folder = write_adapter(
+        tmp_path / "a", {f"{module}.lora_{letter}.weight": pair[letter] for letter in "AB"}
+    )
+    plan = plan_conversion(checkpoint, adapter=folder)
+    assert len(plan.adapted[base]) == 2
+    assert set(plan.adapted[base]) | {base} <= set(plan.ledger.dropped)
+    assert {plan.ledger.dropped[name] for name in plan.adapted[base]} == {whole.dropped[base]}
+
+
+def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+    config["tie_word_embeddings"] = True
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "lm_head.weight" in plan_conversion(tmp_path / "checkpoint").ledger.dropped
+    values = source(tmp_path / "checkpoint", "lm_head.weight")
+    folder = write_adapter(tmp_path / "a", {"lm_head.weight": values})
+    with pytest.raises(ConversionError, match=r"changes `lm_head.weight`, which is tied") as caught:
+        plan_conversion(tmp_path / "checkpoint", adapter=folder)
+    assert "tie_word_embeddings" in caught.value.hint
+
+
 PAIR = {"A": drawn(2, 96), "B": drawn(192, 2)}
 WRONG: list[tuple[str, dict[str, Array], dict[str, Any], str]] = [
     (
@@ -162,6 +205,16 @@ WRONG: list[tuple[str, dict[str, Array], dict[str, Any], str]] = [
         {"model.nowhere.lora_A.weight": PAIR["A"], "model.nowhere.lora_B.weight": PAIR["B"]},
         {},
         "`base_model.model.model.nowhere.lora_A.weight` finds no `model.nowhere.weight`",
+    ),
+    (
+        "two for one",
+        {
+            f"{QUERY}.lora_A.weight": PAIR["A"],
+            f"{QUERY}.lora_B.weight": PAIR["B"],
+            f"{QUERY}.weight": drawn(192, 96),
+        },
+        {},
+        f"are both for `{QUERY}.weight`",
     ),
     ("no partner", {f"{QUERY}.lora_A.weight": PAIR["A"]}, {}, "has no partner"),
     (
@@ -218,8 +271,10 @@ def test_what_cannot_be_merged_is_named(
 
 
 def test_folders_that_are_no_adapter(golden: Golden, adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceNotFoundError, match="is no adapter"):
+    with pytest.raises(SourceNotFoundError, match="is no adapter: there is no such folder"):
         plan_conversion(golden("qwen3_vl"), adapter=tmp_path / "nowhere")
+    with pytest.raises(SourceNotFoundError, match=r"it has no adapter_config.json"):
+        plan_conversion(golden("qwen3_vl"), adapter=golden("qwen3_vl"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(EdgeVLMError, match=r"has no adapter_model.safetensors") as caught:
         plan_conversion(golden("qwen3_vl"), adapter=adapter)

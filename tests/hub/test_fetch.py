@@ -104,7 +104,7 @@ def test_only_what_is_needed_under_one_bar(hub: HubServer, repo: Repo, fetch: Fe
     wanted = {"tokenizer.json", "chat_template.jinja", WEIGHTS, "config.json"}
     assert {path.name for path in found.folder.iterdir()} == wanted
     assert all((found.folder / name).read_bytes() == repo.files[name] for name in wanted)
-    assert (found.repo, found.commit, found.name) == ("org/name", COMMIT, "name")
+    assert (found.repo, found.commit) == ("org/name", COMMIT)
     # config.json is asked for first, to refuse early.
     assert bar.totals == [sum(len(repo.files[name]) for name in wanted - {"config.json"})]
     assert bar.done == bar.totals[0]
