@@ -7,20 +7,12 @@ included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at wor
 - Matrices of some types are kept a second time, interleaved for the processor's instructions
   ("repacked"; which, says repacked.py). The mapped pages they came from are never read again: the
   kernel can drop them, yet they count as resident.
-- The KV cache is cleared when it is made, so all of it is resident from the start: n_ctx, rounded
-  up to 256 tokens, times the K and V rows of all layers in the cache's type. Layers with a window
-  (Gemma 3) keep the window and a batch, and have a mask of their own.
-- The text model's compute buffer holds what lives at one moment for one batch. With E the width, I
-  the width of the rows that enter (E, more with deepstack), F the feed-forward width, Q and K the
-  widths of all heads and all KV heads, the floats per token are at most
-  max(3 F + I + 6 E, I + 6.5 E + 2 (Q + K)), and beside them a mask of n_ctx F16 values per token.
-  Without flash attention: n_ctx floats per token and head, and an F32 mask. Fitted on 13 shapes
-  (E 256 to 1024, F 512 to 4096, 4 to 16 heads): never below what llama.cpp reserved, and at most
-  1.2 times that. For the shapes of Gemma 3 4B (n_ctx 128 to 16384): 1.08 to 1.33 times.
-- The vision tower's, with D its width, G its feed-forward width and M the patches per visual token:
-  max(9.5 D, 5 D + G, 5 D + I / M) floats per patch, 3 D + 4 G where the feed-forward network is
-  gated; without flash attention 10 D and a table of patches x patches per head. Fitted on towers of
-  D 256 to 1024, at 256 and 1024 patches.
+- KV cache, recurrent states and the text model's compute buffer: see text_memory.py.
+- Compute buffer of the vision tower, with D its width, G its feed-forward width and M the patches
+  per visual token: max(9.5 D, 5 D + G, 5 D + I / M) floats per patch, I the width of the rows that
+  enter the text model; 3 D + 4 G where the feed-forward network is gated; without flash attention
+  10 D and a table of patches x patches per head. Fitted on towers of D 256 to 1024, at 256 and 1024
+  patches.
 - A tower with windows (Qwen2.5-VL) has a mask of patches x patches: as F32 in libmtmd and in the
   graph at one moment, then in the graph alone, as F16 where attention is flash attention. For an
   image of 4096 tokens that is 2 GB.
@@ -31,8 +23,8 @@ included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at wor
 
 - An image in tiles (Idefics3): all of them are kept as floats while one after the other is encoded.
 
-Not modelled: layers on a GPU and recurrent states (counted as full KV). The constants of Python and
-libraries are those of Linux on x86-64.
+Not modelled: layers on a GPU, and that layers for multi-token prediction are never read. The
+constants of Python and libraries are those of Linux on x86-64.
 
 `benchmarks/memory.py` holds the whole against the kernel's peaks: over 17 cases (`shapes` and 0.5
 billion random weights, F16 to Q4_0, n_ctx 256 to 8192) predicted / measured is 0.94 to 1.03 for two
@@ -46,9 +38,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgevlm.ggml_types import TENSOR_TYPES
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.header import n_items, numbers
+from edgevlm.runtime.header import text as header_text
 from edgevlm.runtime.repacked import repacked_n_bytes
+from edgevlm.runtime.text_memory import (
+    F32_BYTES,
+    TextSizes,
+    kv_cache,
+    recurrent_state,
+    text_compute,
+    work,
+)
 
 # Context length in tokens when nobody names one, unless the model's own is shorter.
 DEFAULT_N_CTX = 4096
@@ -58,12 +59,8 @@ _BASELINE_BYTES = 54_000_000
 _PROJECTOR_TABLE_BYTES = 5_000_000
 # Per token and per merge in llama.cpp, and per token string held by Python beside a projector.
 _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
-_CACHE_STEP = 256
-_N_BATCH = 512
-_N_OUTPUTS = 16
 # Qwen towers: llama.cpp's own limits (tools/mtmd/clip.cpp), in tokens.
 _MIN_IMAGE_TOKENS, _MAX_IMAGE_TOKENS, _WARMUP_SIDE = 8, 4096, 46
-_F32 = 4
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -80,7 +77,8 @@ class Footprint:
         n_ctx: the context it is for.
         weights: mapped tensors of the text model.
         repacked: second copies of some of them.
-        kv_cache: keys and values of all layers.
+        kv_cache: keys and values of all layers that keep them.
+        recurrent_state: what layers of linear attention keep instead.
         mmproj: weights of the projector.
         vocabulary: tokens and merges, and the file's header.
         text_compute: intermediate values of the text model.
@@ -93,6 +91,7 @@ class Footprint:
     weights: int
     repacked: int
     kv_cache: int
+    recurrent_state: int
     mmproj: int
     vocabulary: int
     text_compute: int
@@ -103,7 +102,8 @@ class Footprint:
     @property
     def peak_n_bytes(self) -> int:
         """The most that is resident at one moment."""
-        kept = self.weights + self.repacked + self.kv_cache + self.mmproj + self.vocabulary
+        kept = self.weights + self.repacked + self.kv_cache + self.recurrent_state
+        kept += self.mmproj + self.vocabulary
         working = self.text_compute + self.vision_compute
         return kept + self.baseline + max(working, self.warmup)
 
@@ -135,7 +135,7 @@ def predict_footprint(
             image of 1024 x 1024 is allowed for where there is a projector.
         features: of the processor, by ggml's names; they decide what is repacked.
     """
-    sizes = _TextSizes.read(text, mmproj)
+    sizes = TextSizes.read(text)
     vision = warmup = n_tables = 0
     if mmproj is not None:
         vision = _vision_compute(
@@ -148,145 +148,48 @@ def predict_footprint(
         n_ctx=n_ctx,
         weights=text.n_data_bytes,
         repacked=repacked_n_bytes(text, features),
-        kv_cache=_kv_cache(sizes, n_ctx, kv_type),
+        kv_cache=kv_cache(sizes, n_ctx, kv_type),
+        recurrent_state=recurrent_state(sizes),
         mmproj=mmproj.n_data_bytes if mmproj is not None else 0,
         vocabulary=_vocabulary(text, with_strings=mmproj is not None),
-        text_compute=_text_compute(sizes, n_ctx, flash_attention),
+        text_compute=text_compute(sizes, n_ctx, flash_attention),
         vision_compute=vision,
         warmup=warmup,
         baseline=_BASELINE_BYTES + n_tables,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TextSizes:
-    """Widths of a text model, as the module's docstring names them."""
-
-    width: int
-    input: int
-    ffn: int
-    heads: int
-    head_k: int
-    head_v: int
-    kv_heads: int
-    kv_heads_of_all_layers: int
-    kv_heads_with_window: int
-    window: int
-    n_vocab: int
-
-    @classmethod
-    def read(cls, file: GGUFFile, mmproj: GGUFFile | None) -> _TextSizes:
-        name = file.architecture
-        width = max(_numbers(file, f"{name}.embedding_length"), default=0)
-        n_layers = max(_numbers(file, f"{name}.block_count"), default=0)
-        heads = max(_numbers(file, f"{name}.attention.head_count"), default=1) or 1
-        kv_heads = _numbers(file, f"{name}.attention.head_count_kv") or [heads]
-        n_deepstack = max(_numbers(file, f"{name}.n_deepstack_layers"), default=0)
-        head = width // heads
-        return cls(
-            width=width,
-            input=width * (1 + n_deepstack),
-            ffn=max(_numbers(file, f"{name}.feed_forward_length"), default=0),
-            heads=heads,
-            head_k=max(_numbers(file, f"{name}.attention.key_length"), default=head),
-            head_v=max(_numbers(file, f"{name}.attention.value_length"), default=head),
-            kv_heads=max(kv_heads),
-            # One number for all layers, or one per layer.
-            kv_heads_of_all_layers=sum(kv_heads) if len(kv_heads) > 1 else kv_heads[0] * n_layers,
-            kv_heads_with_window=kv_heads[0] * _n_windowed(file, n_layers),
-            window=max(_numbers(file, f"{name}.attention.sliding_window"), default=0),
-            n_vocab=_n_items(file, "tokenizer.ggml.tokens"),
-        )
-
-
-def _kv_cache(sizes: _TextSizes, n_ctx: int, kv_type: str) -> int:
-    type_ = TENSOR_TYPES[kv_type]
-    n_windowed = sizes.kv_heads_with_window
-    parts = (
-        (_n_cells(n_ctx), sizes.kv_heads_of_all_layers - n_windowed),
-        (_n_window_cells(sizes, n_ctx), n_windowed),
-    )
-    per_head = (sizes.head_k + sizes.head_v) * type_.block_bytes
-    return sum(n_cells * -(-n_heads * per_head // type_.block_size) for n_cells, n_heads in parts)
-
-
-def _n_cells(n_tokens: int) -> int:
-    return -(-n_tokens // _CACHE_STEP) * _CACHE_STEP
-
-
-def _n_window_cells(sizes: _TextSizes, n_ctx: int) -> int:
-    """Return the cells of layers with a window: that and a batch (llama-kv-cache-iswa.cpp)."""
-    if not sizes.kv_heads_with_window:
-        return 0
-    return _n_cells(min(n_ctx, sizes.window + min(_N_BATCH, n_ctx)))
-
-
-def _n_windowed(file: GGUFFile, n_layers: int) -> int:
-    """Return how many layers have a window, in the architecture of ours that has them."""
-    name = file.architecture
-    if name != "gemma3" or not any(_numbers(file, f"{name}.attention.sliding_window")):
-        return 0
-    key = f"{name}.attention.sliding_window_pattern"
-    pattern = _numbers(file, key)
-    if _n_items(file, key):
-        return sum(map(bool, pattern))
-    # Every so many layers one looks at all tokens (src/models/gemma3.cpp).
-    every = max(pattern, default=6)
-    return n_layers - (n_layers // every if every else 0)
-
-
-def _text_compute(sizes: _TextSizes, n_ctx: int, flash_attention: bool) -> int:
-    n_batch = min(_N_BATCH, n_ctx)
-    n_cells = _n_cells(n_ctx)
-    heads = (sizes.heads + sizes.kv_heads) * sizes.head_k
-    feed_forward = 3 * sizes.ffn + sizes.input + 6 * sizes.width
-    attention = sizes.input + int(6.5 * sizes.width) + 2 * heads
-    output = n_batch * (sizes.input + sizes.width) + _N_OUTPUTS * sizes.n_vocab
-    n_masked = n_cells + _n_window_cells(sizes, n_ctx)
-    if flash_attention:
-        floats = n_batch * max(feed_forward, attention) + n_batch * n_masked // 2
-    else:
-        table = sizes.heads * n_cells + n_masked
-        floats = n_batch * max(feed_forward, attention + table)
-    return _F32 * (max(floats, output) + sizes.n_vocab) + _work(sizes.ffn, n_batch)
-
-
-def _work(width: int, n_rows: int) -> int:
-    """Activations as the matrix kernels take them, at most F16."""
-    return 2 * width * n_rows
-
-
 def _vision_compute(
     mmproj: GGUFFile,
-    sizes: _TextSizes,
+    sizes: TextSizes,
     n_ctx: int,
     image_sizes: Sequence[tuple[int, int]],
     flash_attention: bool,
 ) -> int:
     image = _largest_image(mmproj, n_ctx, image_sizes)
     n_patches = image.n_patches
-    width = max(_numbers(mmproj, "clip.vision.embedding_length"), default=0)
-    ffn = max(_numbers(mmproj, "clip.vision.feed_forward_length"), default=0)
-    n_heads = max(_numbers(mmproj, "clip.vision.attention.head_count"), default=1)
+    width = max(numbers(mmproj, "clip.vision.embedding_length"), default=0)
+    ffn = max(numbers(mmproj, "clip.vision.feed_forward_length"), default=0)
+    n_heads = max(numbers(mmproj, "clip.vision.attention.head_count"), default=1)
     merged = _merge(mmproj) ** 2
     is_gated = any(tensor.name == "v.blk.0.ffn_gate.weight" for tensor in mmproj.tensors)
     feed_forward = 3 * width + 4 * ffn if is_gated else 5 * width + ffn
     floats = max(int(9.5 * width), feed_forward, 5 * width + sizes.input // merged)
     if not flash_attention:
         floats = max(floats, 10 * width + n_heads * n_patches)
-    graph = _F32 * n_patches * floats
-    if any(_numbers(mmproj, "clip.vision.n_wa_pattern")):
-        mask = n_patches**2 * _F32
+    graph = F32_BYTES * n_patches * floats
+    if any(numbers(mmproj, "clip.vision.n_wa_pattern")):
+        mask = n_patches**2 * F32_BYTES
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
     n_copies = _EMBEDDING_COPIES + image.n_waiting
     embeddings = n_copies * sizes.input * n_patches // merged
     n_source = max((width * height for width, height in image_sizes), default=0)
     return (
         graph
-        + _F32 * embeddings
+        + F32_BYTES * embeddings
         + (_PIXEL_BYTES + image.n_waiting * _TILE_PIXEL_BYTES) * image.n_pixels
         + 3 * n_source
-        + _work(max(width, ffn), n_patches)
+        + work(max(width, ffn), n_patches)
     )
 
 
@@ -326,7 +229,7 @@ def _largest_image(
 
 def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:
     """Return how many tiles stand beside the overview of an image (tools/mtmd/mtmd-image.cpp)."""
-    longest = max(_numbers(mmproj, "clip.vision.preproc_image_size"), default=0)
+    longest = max(numbers(mmproj, "clip.vision.preproc_image_size"), default=0)
     side = _image_side(mmproj)
     if _projector_type(mmproj) != "idefics3" or not longest or not side:
         return 0
@@ -339,15 +242,17 @@ def _is_dynamic(mmproj: GGUFFile) -> bool:
 
 
 def _projector_type(mmproj: GGUFFile) -> str:
-    return _text(mmproj, "clip.projector_type") or _text(mmproj, "clip.vision.projector_type")
+    return header_text(mmproj, "clip.projector_type") or header_text(
+        mmproj, "clip.vision.projector_type"
+    )
 
 
 def _patch(mmproj: GGUFFile) -> int:
-    return max(_numbers(mmproj, "clip.vision.patch_size"), default=14) or 14
+    return max(numbers(mmproj, "clip.vision.patch_size"), default=14) or 14
 
 
 def _merge(mmproj: GGUFFile) -> int:
-    found = _numbers(mmproj, "clip.vision.spatial_merge_size") or _numbers(
+    found = numbers(mmproj, "clip.vision.spatial_merge_size") or numbers(
         mmproj, "clip.vision.projector.scale_factor"
     )
     usual = 2 if _is_dynamic(mmproj) else 4 if _projector_type(mmproj) == "gemma3" else 1
@@ -359,30 +264,13 @@ def _cell(mmproj: GGUFFile) -> int:
 
 
 def _image_side(mmproj: GGUFFile) -> int:
-    return max(_numbers(mmproj, "clip.vision.image_size"), default=0)
+    return max(numbers(mmproj, "clip.vision.image_size"), default=0)
 
 
 def _vocabulary(text: GGUFFile, *, with_strings: bool) -> int:
     per_token = _TOKEN_BYTES + with_strings * _TOKEN_STRING_BYTES
     return (
-        per_token * _n_items(text, "tokenizer.ggml.tokens")
-        + _MERGE_BYTES * _n_items(text, "tokenizer.ggml.merges")
+        per_token * n_items(text, "tokenizer.ggml.tokens")
+        + _MERGE_BYTES * n_items(text, "tokenizer.ggml.merges")
         + text.data_offset
     )
-
-
-def _numbers(file: GGUFFile, key: str) -> list[int]:
-    """Return the whole numbers at `key`, one or an array; [] when absent."""
-    value = file.metadata.get(key)
-    items = value.head(value.n_items) if value is not None else []
-    return [item for item in items if isinstance(item, int)]
-
-
-def _text(file: GGUFFile, key: str) -> str:
-    value = file.metadata.get(key)
-    return value.value if value is not None and isinstance(value.value, str) else ""
-
-
-def _n_items(file: GGUFFile, key: str) -> int:
-    value = file.metadata.get(key)
-    return value.n_items if value is not None and value.is_array else 0

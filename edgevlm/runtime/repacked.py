@@ -23,6 +23,7 @@ _repacked("Q2_K", "AVX512", 8)
 _repacked("Q4_0 Q8_0 Q1_0 IQ4_NL MXFP4", "NEON DOTPROD", 4)
 _repacked("Q4_K Q5_K Q6_K", "NEON DOTPROD", 8)
 _repacked("Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K IQ4_XS", "AMX_INT8", 32)
+_AMX = frozenset({"AMX_INT8"})
 
 
 def repacked_n_bytes(text: GGUFFile, features: frozenset[str]) -> int:
@@ -46,7 +47,9 @@ def repacked_n_bytes(text: GGUFFile, features: frozenset[str]) -> int:
 def _is_repacked(tensor: GGUFTensor, features: frozenset[str]) -> bool:
     if len(tensor.shape) < 2:
         return False
+    # The AMX kernels multiply by one matrix, not by experts.
+    unfit = _AMX if len(tensor.shape) > 2 else frozenset[str]()
     return any(
-        wanted <= features and tensor.shape[-2] % step == 0
+        wanted <= features and not wanted & unfit and tensor.shape[-2] % step == 0
         for wanted, step in _REPACKED.get(tensor.type, ())
     )
