@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm_convert.chat_template import chat_templates
 from edgevlm_convert.checkpoint import Checkpoint
-from edgevlm_convert.config import Section
+from edgevlm_convert.config import MAX_VOCABULARY, Section
 from edgevlm_convert.json_file import quoted, read_json
 from edgevlm_convert.metadata import Value, boolean, string
 from edgevlm_convert.vocabulary import sentencepiece, sentencepiece_model
-from edgevlm_convert.vocabulary.added import AddedToken, added_tokens
+from edgevlm_convert.vocabulary.added import AddedToken, added_tokens, by_content
 from edgevlm_convert.vocabulary.byte_level import byte_level_keys
 from edgevlm_convert.vocabulary.pre_tokenizers import choose_pre_tokenizer, recognise_normalizer
+from edgevlm_convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, SentencePieceModel
 from edgevlm_convert.vocabulary.special import end_keys, read_specials, special_keys
 from edgevlm_convert.vocabulary.structure import fields_of
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
+from edgevlm_convert.vocabulary.unigram import UNKNOWN_ID, unigram_keys
 
 _SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 _MAX_ADDED_BYTES = 16_000_000
@@ -90,10 +93,14 @@ def vocabulary(
     special = special_keys(specials, checkpoint.config, added, n_rows=n_rows)
     llama = _text_model(checkpoint.config) in _LLAMA
     values: dict[str, Value] = {}
-    if llama and settings is not None and settings.has("add_prefix_space"):
+    written = _SPACE_PREFIX in kind.keys
+    if llama and settings and settings.has("add_prefix_space") and not written:
         values[_SPACE_PREFIX] = boolean(kind.space_prefix)
     values |= kind.keys
     values |= special
+    if UNKNOWN_ID in kind.keys:
+        # What the model itself falls back to, whatever a setting calls unknown.
+        values[UNKNOWN_ID] = kind.keys[UNKNOWN_ID]
     values |= chat_templates(checkpoint.folder, settings)
     if llama and n_rows == _GRANITE_ROWS:
         values["tokenizer.ggml.add_bos_token"] = boolean(False)
@@ -105,6 +112,20 @@ def vocabulary(
     return values
 
 
+def added_token_id(checkpoint: Checkpoint, text: str) -> int | None:
+    """Return the id of an added token by its text, None when there is none.
+
+    Raises:
+        CheckpointError: a file is malformed.
+        ConversionError: two files contradict each other.
+    """
+    tokenizer = read_tokenizer_json(checkpoint.folder)
+    settings = checkpoint.optional_json("tokenizer_config.json")
+    document = tokenizer.document if tokenizer else None
+    added = added_tokens(document, settings, None, n_rows=MAX_VOCABULARY)
+    return by_content(added).get(text)
+
+
 def _read_kind(
     checkpoint: Checkpoint,
     tokenizer: TokenizerJson | None,
@@ -113,7 +134,7 @@ def _read_kind(
     runtime_tokens: Sequence[str],
     pre_name: str | None,
 ) -> _Kind:
-    """Read the vocabulary as what it is: byte-level BPE or SentencePiece BPE."""
+    """Read the vocabulary as what it is: byte-level BPE or one of SentencePiece's."""
     if tokenizer is not None and _is_byte_level(tokenizer):
         pre = choose_pre_tokenizer(
             tokenizer.document.raw("pre_tokenizer"),
@@ -131,18 +152,29 @@ def _read_kind(
             f"`--pre {pre_name}` was given, and a SentencePiece vocabulary has no pre-tokenizer",
             hint="leave `--pre` out",
         )
-    path = checkpoint.folder / sentencepiece_model.FILE
+    return _read_sentencepiece(checkpoint.folder, tokenizer, added, n_rows, runtime_tokens)
+
+
+def _read_sentencepiece(
+    folder: Path,
+    tokenizer: TokenizerJson | None,
+    added: Mapping[int, AddedToken],
+    n_rows: int,
+    runtime_tokens: Sequence[str],
+) -> _Kind:
+    """Read the pieces of tokenizer.model, or of tokenizer.json where there is no such file."""
+    path = folder / sentencepiece_model.FILE
     model = sentencepiece_model.read_sentencepiece_model(path) if path.exists() else None
-    prefix = sentencepiece.adds_space_prefix(tokenizer, model)
-    if model is not None:
-        pieces = sentencepiece.pieces_of_model(model, alone=tokenizer is None)
-    elif tokenizer is not None:
-        pieces = sentencepiece.pieces_of_json(tokenizer, n_rows=n_rows)
-    else:
+    if model is None and tokenizer is None:
         raise CheckpointError(
-            f"`{checkpoint.folder}` has neither tokenizer.json nor tokenizer.model",
+            f"`{folder}` has neither tokenizer.json nor tokenizer.model",
             hint="save the tokenizer beside the weights (`save_pretrained` of transformers)",
         )
+    if _is_unigram(tokenizer, model):
+        keys = unigram_keys(tokenizer, model, added, n_rows=n_rows, runtime_tokens=runtime_tokens)
+        return _Kind(keys=keys, adds_by_default=("eos",), space_prefix=False)
+    prefix = sentencepiece.adds_space_prefix(tokenizer, model)
+    pieces = sentencepiece.read_pieces(tokenizer, model, n_rows=n_rows)
     keys = sentencepiece.sentencepiece_keys(
         pieces, added, n_rows=n_rows, runtime_tokens=runtime_tokens
     )
@@ -150,7 +182,7 @@ def _read_kind(
 
 
 def _is_byte_level(tokenizer: TokenizerJson) -> bool:
-    """Return whether a tokenizer.json is byte-level BPE; SentencePiece BPE if not.
+    """Return whether a tokenizer.json is byte-level BPE; SentencePiece if not.
 
     Raises:
         ConversionError: it is neither.
@@ -159,13 +191,32 @@ def _is_byte_level(tokenizer: TokenizerJson) -> bool:
     decoder = fields_of(tokenizer.document.raw("decoder")).get("type")
     if kind == "BPE" and decoder == "ByteLevel":
         return True
-    if kind == "BPE" and tokenizer.model.raw("byte_fallback") is True:
+    if kind == "Unigram" or (kind == "BPE" and tokenizer.model.raw("byte_fallback") is True):
         return False
     raise ConversionError(
         f"the tokenizer is {quoted(str(kind))} with decoder {quoted(str(decoder))}, "
-        "neither byte-level BPE nor SentencePiece BPE",
-        hint="byte-level BPE and SentencePiece BPE with byte fallback can be converted",
+        "neither byte-level BPE nor SentencePiece",
+        hint="byte-level BPE, SentencePiece BPE with byte fallback and unigram can be converted",
     )
+
+
+def _is_unigram(tokenizer: TokenizerJson | None, model: SentencePieceModel | None) -> bool:
+    """Return whether the pieces are unigram's, not BPE's.
+
+    Raises:
+        ConversionError: neither, or the two files say different things.
+    """
+    kinds = {"Unigram": UNIGRAM, "BPE": BPE}
+    by_json = kinds.get(str(tokenizer.model.raw("type"))) if tokenizer else None
+    kind = model.model_type if model else by_json
+    if kind not in (UNIGRAM, BPE) or by_json not in (None, kind):
+        beside = f", tokenizer.json says {by_json}" if by_json else ""
+        raise ConversionError(
+            f"tokenizer.model is of the SentencePiece type {kind}{beside}",
+            hint="unigram (1) and BPE (2) can be converted; remove the file that is not this"
+            " model's",
+        )
+    return kind == UNIGRAM
 
 
 def _text_model(config: Section) -> object:

@@ -28,6 +28,12 @@ LIMITS = {
     " and normalized mean nothing to it",
     "space-prefix": "llama.cpp puts a space in front of every text that follows a control token or"
     " nothing, the tokenizer not of every one",
+    "spaces-around": "llama.cpp's unigram puts no space in front of nothing but spaces, and keeps"
+    " none around a text where runs of spaces become one",
+    "charsmap": "llama.cpp replaces the longest match in the table of characters, as SentencePiece"
+    " does, `tokenizers` does not",
+    "byte-fallback": "llama.cpp's unigram writes the unknown token for what no piece covers, the"
+    " tokenizer its bytes",
     "case": "with this pre-tokenizer llama.cpp knows case in ASCII only, or not at all, and marks"
     " that combine may be no part of a word",
     "spaces": "with this pre-tokenizer llama.cpp keeps spaces beyond ASCII out of ranges of"
@@ -160,14 +166,16 @@ def _variants(
     found: list[tuple[tuple[str, ...], ReferenceTokenizer]] = [((), reference)]
     if pre is not None and pre.runtime:
         found.append(((pre.limit,), reference.with_expressions(pre.runtime)))
-    everywhere = reference.with_space_everywhere()
-    if everywhere is not None:
-        found.append((("space-prefix",), everywhere))
-    yield from found[1:]
-    for names, variant in found:
-        plain = variant.without_flags()
-        if plain is not None:
-            yield ("added-token-flags", *names), plain
+    spaces = "spaces-around" if reference.is_unigram else "space-prefix"
+    for name, changed in (
+        ("charsmap", ReferenceTokenizer.with_runtime_table),
+        (spaces, ReferenceTokenizer.with_runtime_spaces),
+        ("byte-fallback", ReferenceTokenizer.without_byte_fallback),
+        ("added-token-flags", ReferenceTokenizer.without_flags),
+    ):
+        pairs = [((*names, name), changed(one)) for names, one in found]
+        found += [(names, one) for names, one in pairs if one is not None]
+    yield from sorted(found[1:], key=lambda variant: len(variant[0]))
 
 
 def _parting(ids: Sequence[int], others: Sequence[int]) -> str:

@@ -186,7 +186,8 @@ def _without_added(content: str) -> Change:
 
 
 REFUSED: list[tuple[str, Change, str]] = [
-    ("unigram", _model(type="Unigram"), "neither byte-level BPE nor SentencePiece BPE"),
+    ("word pieces", _model(type="WordPiece"), "neither byte-level BPE nor SentencePiece"),
+    ("unigram, pieces as an object", _model(type="Unigram", unk_id=0), "a list of pieces"),
     ("no model", lambda t: t.pop("model"), "`model` is missing"),
     ("another decoder", lambda t: t.update(decoder={"type": "Metaspace"}), "neither byte-level"),
     ("byte fallback", _model(byte_fallback=True), "`model.byte_fallback`"),

@@ -82,17 +82,26 @@ def merges_of(pieces: Sequence[Piece]) -> list[list[str]]:
     return [[left, right] for _, _, left, right in ranked]
 
 
-def sentencepiece_model(pieces: Iterable[Piece], *, unk_id: int, add_dummy_prefix: bool) -> bytes:
-    """Return a serialized ModelProto (sentencepiece_model.proto) of a BPE model."""
+def sentencepiece_model(
+    pieces: Iterable[Piece],
+    *,
+    unk_id: int,
+    add_dummy_prefix: bool,
+    model_type: int = 2,
+    charsmap: bytes = b"",
+    remove_extra_whitespaces: bool = False,
+) -> bytes:
+    """Return a serialized ModelProto (sentencepiece_model.proto); type 1 is unigram, 2 BPE."""
     trainer = (
-        _integer(3, 2)  # model_type BPE
+        _integer(3, model_type)
         + _integer(35, 1)  # byte_fallback
         + _integer(40, unk_id)
     )
     normalizer = (
         _text(1, "identity")
+        + (_bytes(2, charsmap) if charsmap else b"")
         + _integer(3, int(add_dummy_prefix))
-        + _integer(4, 0)  # remove_extra_whitespaces
+        + _integer(4, int(remove_extra_whitespaces))
         + _integer(5, 1)  # escape_whitespaces
     )
     body = b"".join(

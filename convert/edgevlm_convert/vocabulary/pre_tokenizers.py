@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import cast
 
 from edgevlm.errors import ConversionError
 from edgevlm_convert.json_file import quoted
@@ -22,7 +21,7 @@ from edgevlm_convert.vocabulary.pre_tokenizer_table import (
     TABLE,
     PreTokenizer,
 )
-from edgevlm_convert.vocabulary.structure import MAX_STEPS, describe, fields_of, shown
+from edgevlm_convert.vocabulary.structure import describe, fields_of, shown, steps_of
 
 # Other spellings of one expression, as files have them.
 _SPELLINGS = (
@@ -78,7 +77,7 @@ def _expressions(node: object) -> tuple[str, ...] | None:
 
     The last step turns bytes into letters; nothing may stand behind it.
     """
-    steps = _steps(node)
+    steps = steps_of(node)
     last = steps.pop() if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True) is not False:
         return None
@@ -101,13 +100,6 @@ def _expression(step: dict[str, object]) -> str | None:
         return canonical(re.escape(text))
     expression = pattern.get("Regex")
     return canonical(expression) if isinstance(expression, str) else None
-
-
-def _steps(node: object) -> list[dict[str, object]]:
-    fields = fields_of(node)
-    inner = fields.get("pretokenizers") if fields.get("type") == "Sequence" else [node]
-    steps = cast(list[object], inner) if isinstance(inner, list) else []
-    return [fields_of(step) for step in steps[: MAX_STEPS + 1]]
 
 
 def _unknown(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,11 +24,20 @@ from edgevlm_convert.vocabulary.probes import Probe, probes
 from edgevlm_convert.vocabulary.rows import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from edgevlm_convert.vocabulary.sentencepiece_model import FILE as MODEL_FILE
 from edgevlm_convert.vocabulary.sentencepiece_model import (
+    UNIGRAM,
     SentencePieceModel,
     read_sentencepiece_model,
 )
-from edgevlm_convert.vocabulary.structure import fields_of
+from edgevlm_convert.vocabulary.structure import fields_of, steps_of
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
+from edgevlm_convert.vocabulary.unigram_text import (
+    TextSteps,
+    check_charsmap,
+    normalizer_of,
+    replace_characters,
+    text_steps_of_json,
+    text_steps_of_model,
+)
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -41,20 +51,31 @@ class ReferenceTokenizer:
 
     Args:
         values: a whole tokenizer.json.
+        ids: the ids that its own stand for; None: they are the same.
+        text: of a unigram model what it does to a text; None: it is none.
+        charsmap: a table of characters that are replaced in a text first.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        ids: Sequence[int] | None = None,
+        *,
+        text: TextSteps | None = None,
+        charsmap: bytes = b"",
+    ) -> None:
         self._values = values
-        try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(values))
-        except Exception as error:  # `tokenizers` knows no type of its own.
-            raise CheckpointError(
-                f"`tokenizers` cannot read tokenizer.json: {str(error)[:200]}", hint=DAMAGED_HINT
-            ) from error
+        self._ids = ids
+        self._text = text
+        self._charsmap = charsmap
+        self._tokenizer = _tokenizer(values)
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Return the ids of a text; `add_special` adds BOS and EOS as the post-processor does."""
-        return self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        if self._charsmap:
+            text = replace_characters(text, self._charsmap)
+        found = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        return found if self._ids is None else [self._ids[number] for number in found]
 
     @property
     def adds_special(self) -> bool:
@@ -67,7 +88,7 @@ class ReferenceTokenizer:
         if not any(entry.get(flag) for entry in entries for flag in _FLAGS):
             return None
         plain = [entry | dict.fromkeys(_FLAGS, False) for entry in entries]
-        return ReferenceTokenizer({**self._values, "added_tokens": plain})
+        return self._with(added_tokens=plain)
 
     def with_expressions(self, expressions: Sequence[str]) -> ReferenceTokenizer:
         """Return it with a byte-level pre-tokenizer that splits at other expressions."""
@@ -77,19 +98,54 @@ class ReferenceTokenizer:
         ]
         last = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
         sequence = {"type": "Sequence", "pretokenizers": [*steps, last | {"trim_offsets": True}]}
-        return ReferenceTokenizer({**self._values, "pre_tokenizer": sequence})
+        return self._with(pre_tokenizer=sequence)
 
-    def with_space_everywhere(self) -> ReferenceTokenizer | None:
-        """Return it with a space in front of every part; None: that is how it is, or it has none.
+    def with_runtime_spaces(self) -> ReferenceTokenizer | None:
+        """Return it with spaces where llama.cpp puts them; None: that is how it is.
 
         `Metaspace` leaves out the space in front of a text that begins with one.
         """
+        if self._text is not None:
+            text = replace(self._text, charsmap=b"" if self._charsmap else self._text.charsmap)
+            return self._with(normalizer=normalizer_of(text, runtime=True), pre_tokenizer=None)
         step = fields_of(self._values.get("pre_tokenizer"))
         if step.get("type") != "Metaspace" or step.get("prepend_scheme") == "never":
             return None
         prepend = {"type": "Prepend", "prepend": "▁"}
         normalizer = {"type": "Sequence", "normalizers": [prepend, _REPLACE_SPACES]}
-        return ReferenceTokenizer({**self._values, "normalizer": normalizer, "pre_tokenizer": None})
+        return self._with(normalizer=normalizer, pre_tokenizer=None)
+
+    def without_byte_fallback(self) -> ReferenceTokenizer | None:
+        """Return it with unknown characters instead of bytes; None: that is how it is."""
+        model = fields_of(self._values.get("model"))
+        if not self.is_unigram or not model.get("byte_fallback"):
+            return None
+        return self._with(model=model | {"byte_fallback": False})
+
+    @property
+    def is_unigram(self) -> bool:
+        """Whether its model is unigram."""
+        return self._text is not None
+
+    def with_runtime_table(self) -> ReferenceTokenizer | None:
+        """Return it with characters replaced as llama.cpp does; None: none are.
+
+        `tokenizers` replaces whole graphemes, or the shortest match.
+        """
+        charsmap = self._text.charsmap if self._text else b""
+        if not charsmap:
+            return None
+        check_charsmap(charsmap)
+        steps = steps_of(self._values.get("normalizer"))
+        others = [step for step in steps if step.get("type") != "Precompiled"]
+        normalizer = {"type": "Sequence", "normalizers": others} if others else None
+        values = {**self._values, "normalizer": normalizer}
+        return ReferenceTokenizer(values, self._ids, text=self._text, charsmap=charsmap)
+
+    def _with(self, **values: Any) -> ReferenceTokenizer:
+        return ReferenceTokenizer(
+            {**self._values, **values}, self._ids, text=self._text, charsmap=self._charsmap
+        )
 
 
 def open_reference(folder: Path) -> tuple[list[Probe], ReferenceTokenizer]:
@@ -110,6 +166,10 @@ def open_reference(folder: Path) -> tuple[list[Probe], ReferenceTokenizer]:
     added = added_tokens(document, section, older, n_rows=MAX_VOCABULARY)
     found = probes([added[number].text for number in sorted(added)])
     texts = [probe.text for probe in found]
+    if tokenizer is not None and tokenizer.model.raw("type") == "Unigram":
+        steps = text_steps_of_json(tokenizer.values)
+        pieces = tokenizer.pieces()
+        return found, _reference_of_unigram(tokenizer.values, pieces, steps, added, texts)
     if tokenizer is not None:
         return found, reference_of_json(tokenizer, added, texts)
     model = read_sentencepiece_model(folder / MODEL_FILE)
@@ -145,6 +205,59 @@ def reference_of_json(
     )
 
 
+def _reference_of_unigram(
+    values: Mapping[str, Any],
+    pieces: Iterator[tuple[str, float]],
+    text: TextSteps,
+    added: Mapping[int, AddedToken],
+    texts: Sequence[str],
+) -> ReferenceTokenizer:
+    """Return a unigram tokenizer for `texts`: its ids are places in a list, so it has its own."""
+    is_part = _parts_of([*texts, *_normalized(values, texts)])
+    model = dict(values["model"])
+    unknown = model.get("unk_id")
+    entries: list[dict[str, Any]] = values.get("added_tokens") or []
+    contents = {str(entry["content"]) for entry in entries}
+    kept: list[tuple[str, float]] = []
+    ids: list[int] = []
+    # What an unknown character costs depends on the worst score of all.
+    lowest, n_pieces = (0.0, "", -1), 0
+    for number, (piece, score) in enumerate(pieces):
+        n_pieces += 1
+        lowest = min(lowest, (score, piece, number))
+        if number == unknown or piece in contents or is_part(piece):
+            kept.append((piece, score))
+            ids.append(number)
+    if lowest[2] not in {-1, *ids}:
+        kept.append((lowest[1], lowest[0]))
+        ids.append(lowest[2])
+    if not isinstance(unknown, int) or unknown not in ids:
+        raise CheckpointError("the tokenizer has no piece for what is unknown", hint=DAMAGED_HINT)
+    known = {piece for piece, _ in kept}
+    _check_numbers(added, known & contents, n_pieces)
+    ids += [token.id for token in added.values() if token.content not in known]
+    model |= {"vocab": kept, "unk_id": ids.index(unknown)}
+    whole = {**values, "model": model, "truncation": None, "padding": None}
+    return ReferenceTokenizer(whole, ids, text=text)
+
+
+def _normalized(values: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
+    """Return texts as the normalizer of a tokenizer.json leaves them: pieces are parts of those."""
+    alone = {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}
+    empty = _tokenizer({"version": "1.0", "normalizer": values.get("normalizer"), "model": alone})
+    found = empty.normalizer
+    return [found.normalize_str(text) for text in texts] if found is not None else []
+
+
+def _tokenizer(values: Mapping[str, Any]) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # `tokenizers` knows no type of its own.
+        raise CheckpointError(
+            f"`tokenizers` cannot read tokenizer.json: {str(error)[:200]}", hint=DAMAGED_HINT
+        ) from error
+
+
 def _check_numbers(added: Mapping[int, AddedToken], known: set[str], n_tokens: int) -> None:
     """Check that added tokens have the ids that `tokenizers` gives them.
 
@@ -167,6 +280,8 @@ def reference_of_model(
     model: SentencePieceModel, added: Mapping[int, AddedToken], texts: Sequence[str]
 ) -> ReferenceTokenizer:
     """Return the tokenizer that transformers makes of a tokenizer.model, for `texts`."""
+    if model.model_type == UNIGRAM:
+        return _unigram_of_model(model, added, texts)
     is_part = _parts_of(texts)
     ids = {token.content: token.id for token in added.values()}
     pieces = list(zip(model.texts, model.types, model.scores, strict=True))
@@ -189,10 +304,7 @@ def reference_of_model(
     return ReferenceTokenizer(
         {
             "version": "1.0",
-            "added_tokens": [
-                {"id": ids[text], "content": text, "special": True, **dict.fromkeys(_FLAGS, False)}
-                for text in contents
-            ],
+            "added_tokens": _entries(contents, ids),
             "normalizer": {"type": "Sequence", "normalizers": [*prepend, _REPLACE_SPACES]},
             "model": {
                 "type": "BPE",
@@ -204,6 +316,34 @@ def reference_of_model(
             },
         }
     )
+
+
+def _unigram_of_model(
+    model: SentencePieceModel, added: Mapping[int, AddedToken], texts: Sequence[str]
+) -> ReferenceTokenizer:
+    text = text_steps_of_model(model)
+    ids = {token.content: token.id for token in added.values()}
+    pieces = enumerate(zip(model.texts, model.types, strict=True))
+    ids |= {piece: number for number, (piece, kind) in pieces if kind in _FOUND_FIRST}
+    values = {
+        "version": "1.0",
+        "added_tokens": _entries(sorted(ids, key=lambda piece: ids[piece]), ids),
+        "normalizer": normalizer_of(text, runtime=False),
+        "model": {
+            "type": "Unigram",
+            "unk_id": model.types.index(UNKNOWN) if UNKNOWN in model.types else None,
+            "byte_fallback": BYTE in model.types,
+        },
+    }
+    scored = iter(zip(model.texts, model.scores, strict=True))
+    return _reference_of_unigram(values, scored, text, added, texts)
+
+
+def _entries(contents: Sequence[str], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [
+        {"id": ids[text], "content": text, "special": True, **dict.fromkeys(_FLAGS, False)}
+        for text in contents
+    ]
 
 
 def _parts_of(texts: Sequence[str]) -> Callable[[str], bool]:

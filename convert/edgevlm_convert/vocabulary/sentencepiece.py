@@ -28,7 +28,7 @@ from edgevlm_convert.vocabulary.rows import (
     check_runtime_tokens,
     fill_rows,
 )
-from edgevlm_convert.vocabulary.sentencepiece_model import BPE, SentencePieceModel
+from edgevlm_convert.vocabulary.sentencepiece_model import SentencePieceModel
 from edgevlm_convert.vocabulary.structure import describe, shown
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson
 
@@ -72,7 +72,7 @@ def adds_space_prefix(tokenizer: TokenizerJson | None, model: SentencePieceModel
         ConversionError: a normalizer or pre-tokenizer that llama.cpp does not reproduce.
     """
     if tokenizer is None:
-        if model is not None and (model.normalizes or model.remove_extra_whitespaces):
+        if model is not None and (model.charsmap or model.remove_extra_whitespaces):
             raise ConversionError(
                 "tokenizer.model normalizes the text, which llama.cpp does not",
                 hint="models whose SentencePiece normalizer is `identity` can be converted",
@@ -90,23 +90,30 @@ def adds_space_prefix(tokenizer: TokenizerJson | None, model: SentencePieceModel
     return prefix
 
 
-def pieces_of_model(model: SentencePieceModel, *, alone: bool) -> Pieces:
-    """Return the pieces of a tokenizer.model; `alone`: there is no tokenizer.json beside it.
+def read_pieces(
+    tokenizer: TokenizerJson | None, model: SentencePieceModel | None, *, n_rows: int
+) -> Pieces:
+    """Return the pieces of a tokenizer.model, else of a tokenizer.json.
 
     Raises:
-        ConversionError: it is not BPE.
+        CheckpointError: the files are damaged, or there is none.
+        ConversionError: an option that llama.cpp does not reproduce.
     """
-    if model.model_type != BPE:
-        raise ConversionError(
-            f"tokenizer.model is of the SentencePiece type {model.model_type}, not BPE (2)",
-            hint="SentencePiece BPE and byte-level BPE vocabularies can be converted",
-        )
+    if model is not None:
+        return pieces_of_model(model, alone=tokenizer is None)
+    if tokenizer is not None:
+        return _pieces_of_json(tokenizer, n_rows=n_rows)
+    raise CheckpointError("there is no tokenizer", hint=DAMAGED_HINT)
+
+
+def pieces_of_model(model: SentencePieceModel, *, alone: bool) -> Pieces:
+    """Return the pieces of a tokenizer.model; `alone`: there is no tokenizer.json beside it."""
     # With a tokenizer.json it is that file's added tokens which are found before anything else.
     types = [NORMAL if kind == USER_DEFINED and not alone else kind for kind in model.types]
     return Pieces(texts=model.texts, scores=model.scores, types=types)
 
 
-def pieces_of_json(tokenizer: TokenizerJson, *, n_rows: int) -> Pieces:
+def _pieces_of_json(tokenizer: TokenizerJson, *, n_rows: int) -> Pieces:
     """Return the pieces of a tokenizer.json with byte fallback; their scores are ranks of merges.
 
     llama.cpp merges the pair with the best score first, `tokenizers` the pair that is listed
@@ -156,6 +163,7 @@ def sentencepiece_keys(
     *,
     n_rows: int,
     runtime_tokens: Sequence[str],
+    model: str = "llama",
 ) -> dict[str, Value]:
     """Return the keys of a vocabulary: pieces, then what was added, then padding.
 
@@ -181,7 +189,7 @@ def sentencepiece_keys(
         lambda text: text in written or text.replace(" ", "▁") in filled or _is_byte(text, filled),
     )
     return {
-        "tokenizer.ggml.model": string("llama"),
+        "tokenizer.ggml.model": string(model),
         "tokenizer.ggml.pre": string("default"),
         "tokenizer.ggml.tokens": array("STRING", filled),
         "tokenizer.ggml.scores": Value("ARRAY:FLOAT32", scores),

@@ -40,7 +40,7 @@ class SentencePieceModel:
         model_type: 1 for unigram, 2 for BPE.
         add_dummy_prefix: a space is put in front of the text.
         remove_extra_whitespaces: runs of spaces become one.
-        normalizes: it maps characters (NFKC or another table).
+        charsmap: table of characters to replace (NFKC or another); empty for none.
     """
 
     texts: list[str]
@@ -49,7 +49,7 @@ class SentencePieceModel:
     model_type: int
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
-    normalizes: bool
+    charsmap: bytes
 
 
 def read_sentencepiece_model(path: Path) -> SentencePieceModel:
@@ -91,7 +91,7 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
         model_type=_integer(trainer, 3, default=UNIGRAM),
         add_dummy_prefix=bool(_integer(normalizer, 3, default=1)),
         remove_extra_whitespaces=bool(_integer(normalizer, 4, default=1)),
-        normalizes=bool(normalizer.get(2)),
+        charsmap=_bytes_of(normalizer.get(2, b"")),
     )
 
 

@@ -18,22 +18,29 @@ _MEANINGFUL: Mapping[str, Mapping[str, object]] = {
     "Metaspace": {"replacement": "▁", "prepend_scheme": None, "split": True},
     "Prepend": {"prepend": None},
     "Replace": {"pattern": None, "content": None},
+    # A table of hundreds of kilobytes.
+    "Precompiled": {},
 }
 _INNER = {"pretokenizers", "normalizers", "decoders", "processors"}
-MAX_STEPS = 16
+_MAX_STEPS = 16
 _MAX_SHOWN = 1200
 
 
 def describe(node: object) -> tuple[str, ...]:
     """Return one line per step of a normalizer, a pre-tokenizer or a decoder."""
+    return tuple(_describe_step(step) for step in steps_of(node))
+
+
+def steps_of(node: object) -> list[dict[str, object]]:
+    """Return the steps of a sequence, or the one step that a node is; at most 17."""
     if node is None:
-        return ()
+        return []
     fields = fields_of(node)
-    if fields.get("type") == "Sequence":
-        steps = next((fields[key] for key in _INNER if key in fields), ())
-        inner = cast(list[object], steps) if isinstance(steps, list) else []
-        return tuple(_describe_step(step) for step in inner[: MAX_STEPS + 1])
-    return (_describe_step(node),)
+    if fields.get("type") != "Sequence":
+        return [fields]
+    steps = next((fields[key] for key in _INNER if key in fields), ())
+    inner = cast(list[object], steps) if isinstance(steps, list) else []
+    return [fields_of(step) for step in inner[: _MAX_STEPS + 1]]
 
 
 def shown(structure: tuple[str, ...]) -> str:
@@ -46,8 +53,7 @@ def fields_of(node: object) -> dict[str, object]:
     return cast(dict[str, object], node) if isinstance(node, dict) else {}
 
 
-def _describe_step(node: object) -> str:
-    fields = fields_of(node)
+def _describe_step(fields: dict[str, object]) -> str:
     kind = str(fields.get("type"))
     defaults = _MEANINGFUL.get(kind, {key: None for key in fields if key != "type"})
     words = [kind]

@@ -7,7 +7,7 @@ is parsed at once; those two are cut out first, and parsed a piece at a time whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, cast
@@ -20,6 +20,7 @@ from edgevlm_convert.json_file import DAMAGED_HINT, check_regular_file, parse_js
 FILE = "tokenizer.json"
 _MAX_BYTES = 64_000_000
 _PIECE_BYTES = 1 << 18
+_MAX_SCORE = 1e30  # far inside of a 32-bit float
 # Possessive: an unfinished string of a hostile file costs one pass and no memory.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOKEN = re.compile(_STRING + rb'|["\[\]{}]', re.DOTALL)
@@ -60,7 +61,7 @@ class TokenizerJson:
         Raises:
             CheckpointError: they are missing, or one is anything else.
         """
-        for piece in self._of(b'"vocab"', "an object of tokens and ids"):
+        for piece in self._of(b'"vocab"', "an object of tokens and ids", opening=b"{"):
             found = parse_json_object(b"{" + piece + b"}", where=f"{FILE}: `model.vocab`")
             for token, number in found.items():
                 if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -87,24 +88,41 @@ class TokenizerJson:
             raise CheckpointError(f"{FILE}: two tokens have the same id", hint=DAMAGED_HINT)
         return ids
 
+    def pieces(self) -> Iterator[tuple[str, float]]:
+        """Yield every piece of a unigram model and its score, in the order of their ids.
+
+        Raises:
+            CheckpointError: they are missing, or one is anything else.
+        """
+        for piece in self._of(b'"vocab"', "a list of pieces and scores", opening=b"["):
+            found = parse_json_object(b'{"vocab":[' + piece + b"]}", where=f"{FILE}: `model.vocab`")
+            for entry in cast(list[object], found["vocab"]):
+                items = _list_of(entry)
+                text, score = items if len(items) == 2 else (None, None)
+                if not isinstance(text, str) or not _is_score(score):
+                    raise CheckpointError(
+                        f"{FILE}: {quoted(str(entry)[:80])} is not a piece and its score",
+                        hint=DAMAGED_HINT,
+                    )
+                yield text, float(cast(float, score))
+
     def merges(self) -> Iterator[tuple[str, str]]:
         """Yield both parts of every merge, in order.
 
         Raises:
             CheckpointError: they are missing, or one is not two tokens.
         """
-        for piece in self._of(b'"merges"', "a list of merges"):
+        for piece in self._of(b'"merges"', "a list of merges", opening=b"["):
             found = parse_json_object(
                 b'{"merges":[' + piece + b"]}", where=f"{FILE}: `model.merges`"
             )
             for entry in cast(list[object], found["merges"]):
                 yield _pair(entry)
 
-    def _of(self, key: bytes, expected: str) -> Iterator[bytes]:
+    def _of(self, key: bytes, expected: str, *, opening: bytes) -> Iterator[bytes]:
         """Yield the pieces of one value, their commas cut off."""
         if key not in self._pieces:
             self.model.fail(key.decode().strip('"'), expected)
-        opening = b"{" if key == _CUT[0] else b"["
         pieces = self._pieces[key]
         if self._raw[pieces[0][0] - 1 : pieces[0][0]] != opening:
             self.model.fail(key.decode().strip('"'), expected)
@@ -197,10 +215,20 @@ def _not_json() -> NoReturn:
     raise CheckpointError(f"{FILE} is not valid JSON", hint=DAMAGED_HINT)
 
 
+def _is_score(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    # Nothing that is not finite is within.
+    return abs(value) <= _MAX_SCORE
+
+
+def _list_of(value: object) -> list[object]:
+    return cast(list[object], value) if isinstance(value, list) else []
+
+
 def _pair(value: object) -> tuple[str, str]:
     # Until transformers 4.44 a merge was one string.
-    parts = value.split(" ") if isinstance(value, str) else value
-    items: Sequence[object] = cast(list[object], parts) if isinstance(parts, list) else ()
+    items = _list_of(value.split(" ") if isinstance(value, str) else value)
     if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], str):
         return items[0], items[1]
     raise CheckpointError(
