@@ -216,6 +216,8 @@ def reference(recipe: Recipe, model: Any, checkpoint: Path) -> tuple[Case, ...]:
     """Return what a model computes for a recipe's prompts."""
     family = find_family(open_checkpoint(checkpoint).config)
     inputs = open_inputs(checkpoint, family=family.name)
+    if inputs.image_token != recipe.image_token:
+        raise SystemExit(f"the image token is {inputs.image_token}, not {recipe.image_token}")
     cases = tuple(
         answer(
             model,

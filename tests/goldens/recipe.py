@@ -10,8 +10,6 @@ from typing import Any
 from tests.convert.mutations import Mutation
 
 Config = dict[str, Any]
-# (prompt, names of images) -> token ids as transformers' processor gives them, image tensors.
-Inputs = Callable[[str, tuple[str, ...]], tuple[list[int], dict[str, Any]]]
 PROMPTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("text only", "What is the color of the circle? Cafe\u0301 costs 42 \u20ac.", ()),
     ("one image", "What is in the image?", ("48x64-1",)),
@@ -20,14 +18,9 @@ PROMPTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def _nothing(model: Any, tokens: Any) -> dict[str, Any]:
-    del model, tokens
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
-    """How one golden is made. Only `prepare` and `arguments` need torch and transformers.
+    """How one golden is made.
 
     Attributes:
         name: of its folder.
@@ -35,9 +28,7 @@ class Recipe:
         preprocessor: preprocessor_config.json.
         write_tokenizer: writes the tokenizer's files and the chat template.
         model_class: transformers' class.
-        image_token: id that stands for a visual token in `input_ids`.
-        prepare: folder -> the inputs of a prompt; made once.
-        arguments: (model, tokens [1, n]) -> more arguments of each call.
+        image_token: id that stands for a visual token while transformers runs.
         prompts: (name, question, images); "one image" and "another image" must be among them.
         mutations: what would go unseen if a transform were left out; each breaks the bound tenfold.
         pre: what llama.cpp's converter is told that the pre-tokenizer is, which it knows by the
@@ -65,8 +56,6 @@ class Recipe:
     write_tokenizer: Callable[[Path], object]
     model_class: str
     image_token: int
-    prepare: Callable[[Path], Inputs]
-    arguments: Callable[[Any, Any], dict[str, Any]] = _nothing
     prompts: tuple[tuple[str, str, tuple[str, ...]], ...] = PROMPTS
     mutations: Mapping[str, Mutation] = field(default_factory=dict[str, Mutation])
     pre: str = "qwen2"

@@ -10,7 +10,7 @@ from edgevlm_convert.metadata import array, f32, string, u32
 from numpy.typing import NDArray
 
 from tests.convert.mutations import Mutation, mmproj, nothing, swap, text, values, without
-from tests.goldens.gemma_inputs import as_published, gemma_inputs, visual_tokens
+from tests.goldens.gemma_checkpoints import as_published
 from tests.goldens.recipe import Recipe
 from tests.tokenizers.gemma import write_tokenizer_gemma
 
@@ -134,8 +134,6 @@ RECIPE = Recipe(
     write_tokenizer=_write_tokenizer,
     model_class="Gemma3ForConditionalGeneration",
     image_token=_N_TOKENS - 1,
-    prepare=gemma_inputs,
-    arguments=visual_tokens,
     prompts=PROMPTS,
     adapt=as_published,
     free_numbers=(

@@ -13,7 +13,6 @@ from edgevlm_convert.metadata import f32, u32
 
 from tests.convert.mutations import both, mmproj, nothing, swap, text, unpaired, values, without
 from tests.goldens.recipe import Config, Recipe
-from tests.goldens.tile_inputs import tile_inputs
 from tests.synthetic import write_json
 from tests.tokenizers.byte_level import write_tokenizer_llama3
 
@@ -96,7 +95,6 @@ RECIPE = Recipe(
     write_tokenizer=_write_tokenizer,
     model_class="Idefics3ForConditionalGeneration",
     image_token=_IMAGE_TOKEN,
-    prepare=tile_inputs("idefics3", "Idefics3", n_image_tokens=4),
     prompts=(
         ("text only", "What is the color of the circle? Cafe\u0301 costs 42 \u20ac.", ()),
         ("one image", "What is in the image?", ("88x132-1",)),

@@ -25,13 +25,13 @@ from tests.convert.mutations import (
 from tests.goldens.llava_checkpoints import (
     IMAGE_TOKEN,
     as_published,
+    class_token_last,
     clip_config,
     preprocessor,
     siglip_config,
     square_prompts,
     write_tokenizer_llava_qwen,
 )
-from tests.goldens.llava_inputs import class_token_last, llava_inputs
 from tests.goldens.recipe import Config, Recipe
 from tests.tokenizers.llama_spm import write_tokenizer_llava, write_tokenizer_llava_mistral
 
@@ -78,7 +78,6 @@ def _recipe(
         preprocessor=preprocessor(config),
         model_class="LlavaForConditionalGeneration",
         image_token=IMAGE_TOKEN,
-        prepare=llava_inputs,
         prompts=square_prompts(config),
         refused_mmproj="it takes this class for Pixtral's",
         free_numbers=("vision_feature_layer", *free),

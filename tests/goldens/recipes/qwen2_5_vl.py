@@ -9,7 +9,6 @@ from edgevlm_convert.metadata import array, boolean, f32, string, u32
 
 from tests.convert.mutations import instead, mmproj, nothing, swap, text, values
 from tests.goldens.qwen2_checkpoints import flat, qwen2_config, write_qwen_tokenizer
-from tests.goldens.qwen_inputs import image_kinds, qwen_inputs
 from tests.goldens.recipe import Recipe
 from tests.synthetic import preprocessor_config
 
@@ -55,8 +54,6 @@ RECIPE = Recipe(
     write_tokenizer=write_qwen_tokenizer,
     model_class="Qwen2_5_VLForConditionalGeneration",
     image_token=_CONFIG["image_token_id"],
-    prepare=qwen_inputs,
-    arguments=image_kinds,
     prompts=_PROMPTS,
     # A window of 113 pixels holds as many patches as one of 112.
     free_numbers=("num_heads", "window_size"),

@@ -10,7 +10,6 @@ from edgevlm_convert.metadata import array, boolean, f32, string
 
 from tests.convert.mutations import instead, mmproj, nothing, swap, text, values, without
 from tests.goldens.qwen2_checkpoints import qwen2_config, write_qwen_tokenizer
-from tests.goldens.qwen_inputs import image_kinds, qwen_inputs
 from tests.goldens.recipe import PROMPTS, Config, Recipe
 from tests.synthetic import preprocessor_config
 
@@ -48,8 +47,6 @@ RECIPE = Recipe(
     write_tokenizer=write_qwen_tokenizer,
     model_class="Qwen2VLForConditionalGeneration",
     image_token=_config()["image_token_id"],
-    prepare=qwen_inputs,
-    arguments=image_kinds,
     free_numbers=("num_heads",),
     gains={"patch_embed": 0.01, "fc2.weight": 3.0, "merger.mlp.2.weight": 8.0},
     shards=2,

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tests.convert.mutations import instead, mmproj, nothing, swap, text, values, without
 from tests.goldens.qwen3_checkpoints import hybrid_config, mtp_shapes, write_hybrid_tokenizer
-from tests.goldens.qwen_inputs import image_kinds, qwen_inputs
 from tests.goldens.recipe import PROMPTS, Config, Recipe
 from tests.synthetic import preprocessor_config
 
@@ -84,8 +83,6 @@ RECIPE = Recipe(
     write_tokenizer=write_hybrid_tokenizer,
     model_class="Qwen3_5ForConditionalGeneration",
     image_token=_CONFIG["image_token_id"],
-    prepare=qwen_inputs,
-    arguments=image_kinds,
     pre="qwen35",
     extra=mtp_shapes(_CONFIG),
     free_numbers=("num_heads", "mtp_num_hidden_layers"),

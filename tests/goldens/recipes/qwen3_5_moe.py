@@ -12,7 +12,6 @@ from tests.goldens.qwen3_checkpoints import (
     pack_experts,
     write_hybrid_tokenizer,
 )
-from tests.goldens.qwen_inputs import image_kinds, qwen_inputs
 from tests.goldens.recipe import PROMPTS, Recipe
 from tests.goldens.recipes.qwen3_5 import GAINS, VISION, minus_one, rope
 from tests.synthetic import preprocessor_config
@@ -43,8 +42,6 @@ RECIPE = Recipe(
     write_tokenizer=write_hybrid_tokenizer,
     model_class="Qwen3_5MoeForConditionalGeneration",
     image_token=_CONFIG["image_token_id"],
-    prepare=qwen_inputs,
-    arguments=image_kinds,
     pre="qwen35",
     prompts=PROMPTS[:3],
     adapt=pack_experts,

@@ -8,7 +8,6 @@ from typing import Any
 from edgevlm_convert.metadata import array
 
 from tests.convert.mutations import instead, mmproj, nothing, swap, text, without
-from tests.goldens.qwen_inputs import image_kinds, qwen_inputs
 from tests.goldens.recipe import Recipe
 from tests.synthetic import preprocessor_config, tiny_config, write_tokenizer
 
@@ -50,8 +49,6 @@ RECIPE = Recipe(
     write_tokenizer=_write_tokenizer,
     model_class="Qwen3VLForConditionalGeneration",
     image_token=_CONFIG["image_token_id"],
-    prepare=qwen_inputs,
-    arguments=image_kinds,
     free_numbers=("num_heads", "deepstack_visual_indexes"),
     shards=3,
     seed=20261123,

@@ -7,7 +7,6 @@ from edgevlm_convert.metadata import array, u32
 
 from tests.convert.mutations import mmproj, nothing, swap, text, values, without
 from tests.goldens.qwen3_checkpoints import N_TOKENS, moe_config, transpose_experts
-from tests.goldens.qwen_inputs import image_kinds, qwen_inputs
 from tests.goldens.recipe import Recipe
 from tests.synthetic import preprocessor_config, write_tokenizer
 
@@ -44,8 +43,6 @@ RECIPE = Recipe(
     write_tokenizer=lambda folder: write_tokenizer(folder, n_tokens=N_TOKENS),
     model_class="Qwen3VLMoeForConditionalGeneration",
     image_token=_CONFIG["image_token_id"],
-    prepare=qwen_inputs,
-    arguments=image_kinds,
     adapt=transpose_experts,
     free_numbers=("num_heads", "num_experts_per_tok", "intermediate_size"),
     # A packed expert is drawn as if it had as many inputs as values.

@@ -21,7 +21,6 @@ from tests.convert.mutations import (
     without,
 )
 from tests.goldens.recipe import Config, Recipe
-from tests.goldens.tile_inputs import tile_inputs
 from tests.synthetic import write_json
 from tests.tokenizers.byte_level import write_tokenizer_smollm
 
@@ -103,7 +102,6 @@ RECIPE = Recipe(
     write_tokenizer=_write_tokenizer,
     model_class="SmolVLMForConditionalGeneration",
     image_token=_IMAGE_TOKEN,
-    prepare=tile_inputs("smolvlm", "SmolVLM", n_image_tokens=9),
     prompts=(
         ("text only", "What is the color of the circle? Cafe\u0301 costs 42 \u20ac.", ()),
         ("one image", "What is in the image?", ("96x96-1",)),
