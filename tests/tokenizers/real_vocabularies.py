@@ -42,6 +42,7 @@ from tests.tokenizers.parts import (
     merges_of,
     sentencepiece_model,
 )
+from tests.tokenizers.unigram import metaspace, precompiled
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -49,7 +50,8 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 def byte_level_json(values: dict[str, Any]) -> Config:
     """Return the tokenizer.json that a byte-level vocabulary was made from."""
-    known = BY_NAME[values["pre"]]
+    # Files from before there were pre-tokenizers are of GPT-2's.
+    known = BY_NAME[values.get("pre", "gpt-2")]
     expressions = list(known.expressions)
     use_regex = expressions[-1] == GPT2
     steps: list[Config] = [
@@ -59,6 +61,7 @@ def byte_level_json(values: dict[str, Any]) -> Config:
     return {
         "version": "1.0",
         "added_tokens": _added(values),
+        "normalizer": {"type": "NFC"} if known.name.startswith("qwen") else None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [*steps, BYTE_LEVEL | {"use_regex": use_regex}],
@@ -90,6 +93,26 @@ def sentencepiece_json(values: dict[str, Any], merges: list[Any], *, prefix: boo
             "byte_fallback": True,
             "vocab": _model_tokens(values),
             "merges": merges,
+        },
+    }
+
+
+def unigram_json(values: dict[str, Any]) -> Config:
+    """Return the tokenizer.json of a unigram vocabulary, as XLM-RoBERTa's is published."""
+    rows = zip(values["tokens"], values["scores"], values["token_type"], strict=True)
+    return {
+        "version": "1.0",
+        "added_tokens": _added(values),
+        "normalizer": precompiled(bytes(values["precompiled_charsmap"])),
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace("always", split=True)],
+        },
+        "decoder": metaspace("always", split=True),
+        "model": {
+            "type": "Unigram",
+            "unk_id": values["unknown_token_id"],
+            "vocab": [[text, score] for text, score, kind in rows if kind != UNUSED],
         },
     }
 
@@ -126,6 +149,29 @@ def folders(values: dict[str, Any], scratch: Path) -> Iterator[tuple[str, Path]]
             path / "tokenizer.json", sentencepiece_json(values, values["merges"], prefix=False)
         )
         yield "tokenizer.json", path
+        return
+    if values["model"] == "t5":
+        path = folder("json")
+        write_json(path / "tokenizer.json", unigram_json(values))
+        yield "tokenizer.json", path
+        path = folder("model")
+        pieces = [
+            Piece(text=text, score=score, type=kind)
+            for text, score, kind in zip(
+                values["tokens"], values["scores"], values["token_type"], strict=True
+            )
+            if kind != UNUSED
+        ]
+        model = sentencepiece_model(
+            pieces,
+            unk_id=values["unknown_token_id"],
+            add_dummy_prefix=True,
+            model_type=1,
+            charsmap=bytes(values["precompiled_charsmap"]),
+            remove_extra_whitespaces=True,
+        )
+        (path / "tokenizer.model").write_bytes(model)
+        yield "tokenizer.model", path
         return
     pieces = [
         Piece(text=text, score=score, type=NORMAL if kind == USER_DEFINED else kind)
@@ -205,8 +251,8 @@ def main() -> None:
         metadata = read_gguf(path).metadata
         kind = metadata["tokenizer.ggml.model"].value
         pre = metadata.get("tokenizer.ggml.pre")
-        known = pre is not None and str(pre.value) in BY_NAME
-        if kind in ("llama", "gemma4") or (kind == "gpt2" and known):
+        known = pre is None or str(pre.value) in BY_NAME
+        if kind in ("llama", "gemma4", "t5") or (kind == "gpt2" and known):
             run(path)
         else:
             print(f"{path.name}: {kind}, left out")
