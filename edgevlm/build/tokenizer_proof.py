@@ -40,6 +40,7 @@ LIMITS = {
     " characters",
     "unicode": "llama.cpp's tables are those of Unicode 15.1",
 }
+_MAX_SHOWN = 120
 _PRE = "tokenizer.ggml.pre"
 _NORMALIZER = "edgevlm.tokenizer.normalizer"
 
@@ -76,7 +77,7 @@ def prove_tokenizer(checkpoint: Path, text_file: Path) -> TokenizerRecord:
         comparison.check_special()
     limits = [
         TokenizerLimit(
-            name=name, reason=reason, n_probes=len(texts), first=ascii(texts[0].probe.text)[1:-1]
+            name=name, reason=reason, n_probes=len(texts), first=_shown(texts[0].probe.text)
         )
         for name, reason in LIMITS.items()
         if (texts := [found for found in differences if name in found.limits])
@@ -108,7 +109,7 @@ class _Comparison:
         limits = self._explanation(probe, expected)
         if limits is None:
             raise ConversionError(
-                f"llama.cpp tokenizes {probe.text!a} ({probe.group}) as"
+                f"llama.cpp tokenizes '{_shown(probe.text)}' ({probe.group}) as"
                 f" {_parting(found, expected)}, the checkpoint's tokenizer as"
                 f" {_parting(expected, found)}",
                 hint="this tokenizer cannot be converted; where its pre-tokenizer was chosen with"
@@ -176,6 +177,12 @@ def _variants(
         pairs = [((*names, name), changed(one)) for names, one in found]
         found += [(names, one) for names, one in pairs if one is not None]
     yield from sorted(found[1:], key=lambda variant: len(variant[0]))
+
+
+def _shown(text: str) -> str:
+    """Return a text on one line; an added token in it may be long."""
+    shown = ascii(text)[1:-1]
+    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."
 
 
 def _parting(ids: Sequence[int], others: Sequence[int]) -> str:

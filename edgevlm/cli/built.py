@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgevlm.build.convert import Built, FilePlan
-    from edgevlm.model_dir import FileEntry, LedgerRecord
+    from edgevlm.model_dir import FileEntry, LedgerRecord, TokenizerRecord
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
 
@@ -19,6 +19,7 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
     from edgevlm.files import human_bytes
 
     peak = peak_rss_bytes()
+    tokenizer = built.manifest.tokenizer
     if json:
         console.print_json(
             {
@@ -29,13 +30,14 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
                 "kept": list(built.kept),
                 "ledger": built.manifest.ledger.model_dump() if ledger else None,
                 "losses": list(built.manifest.losses),
+                "tokenizer": tokenizer.model_dump() if tokenizer and ledger else None,
                 "seconds": round(seconds, 3),
                 "peak_rss_bytes": peak,
             }
         )
         return
     if ledger:
-        _show_ledger(built.manifest.ledger, built.manifest.losses)
+        _show_ledger(built.manifest.ledger, built.manifest.losses, tokenizer)
     console.table(_HEADERS, [_row(entry) for entry in built.written], right=(2, 3))
     for name in built.kept:
         console.note(f"kept {name}: made from the same weights", quiet=quiet)
@@ -97,7 +99,9 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _show_ledger(ledger: LedgerRecord, losses: Sequence[str]) -> None:
+def _show_ledger(
+    ledger: LedgerRecord, losses: Sequence[str], tokenizer: TokenizerRecord | None
+) -> None:
     from edgevlm.cli import console
 
     n_own = ledger.n_source_tensors - ledger.n_adapter_tensors
@@ -116,6 +120,14 @@ def _show_ledger(ledger: LedgerRecord, losses: Sequence[str]) -> None:
         )
     for loss in losses:
         console.out().print(f"  known loss: {loss}", markup=False, soft_wrap=True)
+    if tokenizer is not None:
+        n_alike = tokenizer.n_probes - tokenizer.n_different
+        console.out().print(
+            f"{n_alike} of {tokenizer.n_probes} texts become the same tokens in llama.cpp"
+        )
+        for limit in tokenizer.limits:
+            line = f"  known limit: {limit.reason} ({limit.n_probes} texts, first '{limit.first}')"
+            console.out().print(line, markup=False, soft_wrap=True)
     console.out().print()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from edgevlm.cli.app import main
 from tests.goldens.files import redraw
+from tests.synthetic import write_checkpoint
 
 LOST = "class token: llama.cpp hands it over in place of the image's last patch"
 
@@ -41,3 +42,17 @@ def test_of_a_llava_with_clip(
     losses = json.loads(run("inspect", path, "--json"))["metadata"]["edgevlm.losses"]["value"]
     assert losses[-1].startswith(LOST)
     assert json.loads(run(*convert, "--force", "--json"))["losses"] == losses
+
+
+def test_of_a_tokenizer_with_nfc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    convert = ("convert", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "m"))
+    assert main([*convert, "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    manifest = json.loads((tmp_path / "m" / "edgevlm.json").read_text())
+    (limit,) = manifest["tokenizer"]["limits"]
+    n_alike = 500 - limit["n_probes"]
+    assert f"{n_alike} of 500 texts become the same tokens in llama.cpp\n" in shown
+    assert f"  known limit: {limit['reason']} ({limit['n_probes']} texts, first 'cafe" in shown
+    assert main([*convert, "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer"] == manifest["tokenizer"]
