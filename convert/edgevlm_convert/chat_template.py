@@ -1,7 +1,9 @@
 """Chat templates of a checkpoint -> `tokenizer.chat_template` and its named companions.
 
-Where transformers keeps them, in its order: tokenizer_config.json (one text, or a list or an object
-of named ones), chat_template.jinja with additional_chat_templates/*.jinja, chat_template.json.
+Where transformers' processors look, in their order (processing_utils.py `get_processor_dict`):
+processor_config.json, chat_template.json, chat_template.jinja with additional_chat_templates.
+Last the tokenizer's own in tokenizer_config.json (one text, or a list or an object of named ones),
+which may be the text model's and show no image. llama.cpp's converter asks that one first.
 Keys: gguf-py gguf_writer.py `add_chat_template`.
 """
 
@@ -16,6 +18,7 @@ from edgevlm_convert.json_file import DAMAGED_HINT, check_regular_file, quoted, 
 from edgevlm_convert.metadata import Value, array, string
 
 _MAX_TEMPLATE_BYTES = 1_000_000
+_MAX_SETTINGS_BYTES = 16_000_000
 _MAX_TEMPLATES = 100
 _KEY = "tokenizer.chat_template"
 
@@ -30,12 +33,10 @@ def chat_templates(folder: Path, settings: Section | None) -> dict[str, Value]:
     Raises:
         CheckpointError: a template that is no text, too large, or not UTF-8.
     """
-    found = settings.raw("chat_template") if settings else None
-    if found is None:
-        found = _from_files(folder)
-    if found is None:
-        return {}
-    templates = _named(found)
+    templates = _of_processor(folder)
+    own = settings.raw("chat_template") if settings else None
+    if not templates and own is not None:
+        templates = _named(own, "tokenizer_config.json")
     default = templates.pop("default", None)
     values = {_KEY: string(default)} if default else {}
     values |= {f"{_KEY}.{name}": string(text) for name, text in templates.items()}
@@ -44,22 +45,22 @@ def chat_templates(folder: Path, settings: Section | None) -> dict[str, Value]:
     return values
 
 
-def _named(found: object) -> dict[str, str]:
+def _named(found: object, file: str) -> dict[str, str]:
     """Return texts by name, whichever form they came in; names as GGUF keys can hold them."""
     if isinstance(found, str):
         return {"default": found}
     if isinstance(found, list):
-        entries = [_entry(one) for one in cast(list[object], found)]
+        entries = [_entry(one, file) for one in cast(list[object], found)]
     elif isinstance(found, dict):
         entries = list(cast(dict[str, object], found).items())
     else:
-        raise _no_text("chat_template")
+        raise _no_text("chat_template", file)
     if len(entries) > _MAX_TEMPLATES:
         raise CheckpointError(f"there are {len(entries)} chat templates", hint=DAMAGED_HINT)
     templates: dict[str, str] = {}
     for name, text in entries:
         if not isinstance(text, str):
-            raise _no_text(f"chat_template {quoted(name)}")
+            raise _no_text(f"chat_template {quoted(name)}", file)
         key = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
         if not key or key in templates:
             raise CheckpointError(
@@ -70,23 +71,29 @@ def _named(found: object) -> dict[str, str]:
     return dict(sorted(templates.items()))
 
 
-def _entry(one: object) -> tuple[str, object]:
+def _entry(one: object, file: str) -> tuple[str, object]:
     fields = cast(dict[str, object], one) if isinstance(one, dict) else dict[str, object]()
     name = fields.get("name")
     if not isinstance(name, str):
-        raise _no_text("chat_template")
+        raise _no_text("chat_template", file)
     return name, fields.get("template")
 
 
-def _from_files(folder: Path) -> object:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))[: _MAX_TEMPLATES + 1]
-        return {"default": _read(path), **{one.stem: _read(one) for one in more}}
-    path = folder / "chat_template.json"
-    if path.exists():
-        return read_json(path, max_bytes=_MAX_TEMPLATE_BYTES).get("chat_template")
-    return None
+def _of_processor(folder: Path) -> dict[str, str]:
+    """Return the templates of the first place where a processor finds any."""
+    for name, max_bytes in (
+        ("processor_config.json", _MAX_SETTINGS_BYTES),
+        ("chat_template.json", _MAX_TEMPLATE_BYTES),
+    ):
+        path = folder / name
+        found = read_json(path, max_bytes=max_bytes) if path.exists() else {}
+        if found.get("chat_template") is not None:
+            return _named(found["chat_template"], name)
+    paths = sorted((folder / "additional_chat_templates").glob("*.jinja"))[: _MAX_TEMPLATES + 1]
+    files = {path.stem: path for path in paths}
+    if (folder / "chat_template.jinja").exists():
+        files["default"] = folder / "chat_template.jinja"
+    return _named({name: _read(path) for name, path in files.items()}, "chat_template.jinja")
 
 
 def _read(path: Path) -> str:
@@ -96,10 +103,14 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"`{path}` is not UTF-8 text", hint=DAMAGED_HINT) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"`{path}` cannot be read: {error.strerror}", hint="download the checkpoint again"
+        ) from error
 
 
-def _no_text(what: str) -> CheckpointError:
+def _no_text(what: str, file: str) -> CheckpointError:
     return CheckpointError(
-        f"tokenizer_config.json: `{what}` is not a string, nor templates by name",
+        f"{file}: `{what}` is not a string, nor templates by name",
         hint=DAMAGED_HINT,
     )

@@ -78,9 +78,25 @@ def test_merges_as_text_and_as_pairs_are_the_same(broken: Path, edit_json: EditJ
     assert pairs[:2] == ("t h", "th e")
 
 
-def test_the_template_of_the_settings_comes_first(broken: Path, edit_json: EditJson) -> None:
-    edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template="inline"))
-    assert value_of(broken, "chat_template") == "inline"
+def test_a_processors_template_comes_before_the_tokenizers(
+    broken: Path, edit_json: EditJson
+) -> None:
+    (broken / "chat_template.jinja").write_text("jinja")
+    edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template="text only"))
+    assert value_of(broken, "chat_template") == "jinja"
+    (broken / "chat_template.json").write_text('{"chat_template": "json"}')
+    assert value_of(broken, "chat_template") == "json"
+    (broken / "processor_config.json").write_text('{"chat_template": "processor"}')
+    assert value_of(broken, "chat_template") == "processor"
+    for name in ("processor_config.json", "chat_template.json"):
+        (broken / name).write_text("{}")
+    assert value_of(broken, "chat_template") == "jinja"
+    (broken / "chat_template.jinja").unlink()
+    assert value_of(broken, "chat_template") == "text only"
+
+
+def test_named_templates_as_a_list(broken: Path, edit_json: EditJson) -> None:
+    (broken / "chat_template.jinja").unlink()
     named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
     edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=named))
     assert value_of(broken, "chat_template") == "d"
@@ -93,6 +109,10 @@ def test_named_templates_as_an_object_and_as_files(broken: Path, edit_json: Edit
     (broken / "additional_chat_templates" / "tool_use.jinja").write_text("from a file")
     assert value_of(broken, "chat_template.tool_use") == "from a file"
     assert value_of(broken, "chat_template").startswith("{% for message in messages %}")
+    (broken / "chat_template.jinja").unlink()
+    assert value_of(broken, "chat_template") is None
+    assert list(value_of(broken, "chat_templates")) == ["tool_use"]
+    (broken / "additional_chat_templates" / "tool_use.jinja").unlink()
     named = {"rag-1": "r", "other": "o"}
     edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=named))
     assert value_of(broken, "chat_template") is None
@@ -106,6 +126,7 @@ def test_named_templates_as_an_object_and_as_files(broken: Path, edit_json: Edit
     ids=str,
 )
 def test_templates_that_are_none(broken: Path, edit_json: EditJson, found: Any) -> None:
+    (broken / "chat_template.jinja").unlink()
     edit_json("tokenizer_config.json", lambda settings: settings.update(chat_template=found))
     with pytest.raises(CheckpointError) as caught:
         plan_conversion(broken)
