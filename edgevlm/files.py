@@ -68,17 +68,29 @@ class WriteTogether:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._renames: list[tuple[Path, Path]] = []
+        self._leaving: list[Path] = []
 
     def create(self, name: str) -> Path:
-        """Return the temporary path whose file becomes `folder/name` at the end."""
-        temporary = self._folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{len(self._renames)}-{name}"
+        """Return the temporary path whose file becomes `folder/name` at the end.
+
+        Its name ends as the final one does: the files of a split model find each other by that.
+        """
+        temporary = self._folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
         self._renames.append((temporary, self._folder / name))
         return temporary
+
+    def remove(self, name: str) -> None:
+        """Let `folder/name` go at the end, before the new files become visible."""
+        self._leaving.append(self._folder / name)
 
     def commit(self) -> None:
         """Flush every file to the disk, then rename them all in the order of `create`."""
         for temporary, _ in self._renames:
             flush(temporary)
+        for path in self._leaving:
+            path.unlink(missing_ok=True)
+        if self._leaving:
+            flush(self._folder)
         for temporary, final in self._renames:
             os.replace(temporary, final)
         flush(self._folder)

@@ -29,6 +29,12 @@ def shard_number(name: str) -> int:
     return int(match["number"]) if match else 0
 
 
+def model_stem(name: str) -> str:
+    """Return a file's name without `.gguf`, and without the part's number of a split model."""
+    match = _NAME.fullmatch(name)
+    return match["stem"] if match else name.removesuffix(".gguf")
+
+
 def shard_paths(path: Path) -> tuple[Path, ...]:
     """Return the files of the model whose first file is `path`, by its name alone."""
     match = _NAME.fullmatch(path.name)
@@ -47,8 +53,9 @@ def read_model(path: Path) -> GGUFFile:
         path: of the file, or of the first of several.
 
     Raises:
-        SourceNotFoundError: there is no such file, or one of the others is missing.
-        GGUFError: broken, not the first file, or files that do not belong together.
+        SourceNotFoundError: there is no such file.
+        GGUFError: broken, not the first file, another one is missing, or files that do not belong
+            together.
     """
     first = read_gguf(path)
     count = _number(first, "split.count", default=1)
@@ -65,6 +72,12 @@ def read_model(path: Path) -> GGUFFile:
         raise GGUFError(
             f"`{path}` is one of {count} files, its name does not say so",
             hint="give the files their names back: NAME-00001-of-0000N.gguf",
+        )
+    missing = next((other for other in paths if not other.exists()), None)
+    if missing is not None:
+        raise GGUFError(
+            f"`{path}` is a model in {count} files, and `{missing.name}` is missing",
+            hint="copy or download it into the folder of the others",
         )
     files = [first, *(read_gguf(other) for other in paths[1:])]
     tensors: list[GGUFTensor] = []
@@ -86,6 +99,12 @@ def read_model(path: Path) -> GGUFFile:
             hint="the files are of different models; copy them again",
         )
     return replace(first, tensors=tuple(tensors), n_bytes=sum(file.n_bytes for file in files))
+
+
+def paths_of(model: GGUFFile) -> tuple[Path, ...]:
+    """Return the files of a model that `read_model` has read, the first one first."""
+    is_split = _number(model, "split.count", default=1) > 1
+    return shard_paths(model.path) if is_split else (model.path,)
 
 
 def _number(file: GGUFFile, key: str, *, default: int) -> int:

@@ -4,7 +4,8 @@
       shapes-F16.gguf   shapes-Q4_K_M.gguf   mmproj-shapes-F16.gguf   mmproj-shapes-Q8_0.gguf
       edgevlm.json
 
-A file that the manifest does not know is used, and said. Size and mtime are checked on load, the
+A model may be split over several files, `NAME-00001-of-0000N.gguf`: the first one stands for it. A
+file that the manifest does not know is used, and said. Size and mtime are checked on load, the
 SHA-256 on demand. A manifest comes from strangers as models do: it is validated, and its file names
 cannot leave the folder.
 """
@@ -22,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from edgevlm.errors import GGUFError, ManifestError, SourceNotFoundError
 from edgevlm.files import sha256_file
 from edgevlm.ggml_types import TypeCount
-from edgevlm.gguf_file import read_gguf
+from edgevlm.gguf_shards import model_stem, paths_of, read_model, shard_number, shard_paths
 
 MANIFEST_NAME = "edgevlm.json"
 SCHEMA_VERSION = 1
@@ -46,8 +47,20 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class PartEntry(_Record):
+    """One file of a model in several, as it was written."""
+
+    name: PlainName
+    n_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
 class FileEntry(_Record):
-    """One GGUF file of the model directory, as it was written."""
+    """One GGUF model of the model directory, as it was written.
+
+    Of a model in several files `parts` has each; name, mtime and hash are the first one's.
+    """
 
     name: PlainName
     role: Role
@@ -58,6 +71,21 @@ class FileEntry(_Record):
     sha256: str
     bits_per_weight: float
     tensor_types: dict[str, TypeCount]
+    parts: list[PartEntry] = Field(default_factory=list[PartEntry])
+
+    def files(self) -> list[tuple[str, int, int]]:
+        """Return name, size and mtime of every file."""
+        if self.parts:
+            return [(part.name, part.n_bytes, part.mtime_ns) for part in self.parts]
+        return [(self.name, self.n_bytes, self.mtime_ns)]
+
+    def is_unchanged(self, folder: Path) -> bool:
+        """Whether every file of `folder` has the size and mtime that it was written with."""
+        status = {name: (folder / name).stat() for name, _, _ in self.files()}
+        return all(
+            (status[name].st_size, status[name].st_mtime_ns) == (n_bytes, mtime_ns)
+            for name, n_bytes, mtime_ns in self.files()
+        )
 
 
 class AdapterSource(_Record):
@@ -140,9 +168,9 @@ class Manifest(_Record):
     verify: dict[str, object] = Field(default_factory=dict)
 
     def with_files(self, new: Sequence[FileEntry]) -> Manifest:
-        """Return the manifest with `new` entries; one of the same name is replaced."""
-        names = {entry.name for entry in new}
-        kept = [entry for entry in self.files if entry.name not in names]
+        """Return the manifest with `new` entries; one of the same model is replaced."""
+        stems = {model_stem(entry.name) for entry in new}
+        kept = [entry for entry in self.files if model_stem(entry.name) not in stems]
         return self.model_copy(update={"files": [*kept, *new]})
 
     def to_json(self) -> str:
@@ -157,24 +185,37 @@ def describe_file(
     role: Role,
     level: str,
     profile: str | None,
-    sha256: str | None = None,
+    sha256: Sequence[str] = (),
 ) -> FileEntry:
-    """Return the entry of the GGUF file at `path` (temporary or final) under its final `name`.
+    """Return the entry of the GGUF model at `path` (temporary or final) under its final `name`.
 
-    `sha256` is computed where it is not known.
+    Of a model in several files `path` and `name` are the first one's. `sha256`, of every file, is
+    computed where it is not known.
     """
-    file = read_gguf(path)
-    status = path.stat()
+    model = read_model(path)
+    paths = paths_of(model)
+    names = [one.name for one in shard_paths(Path(name))] if len(paths) > 1 else [name]
+    hashes = sha256 or [sha256_file(one) for one in paths]
+    parts = [
+        PartEntry(
+            name=own,
+            n_bytes=one.stat().st_size,
+            mtime_ns=one.stat().st_mtime_ns,
+            sha256=digest,
+        )
+        for own, one, digest in zip(names, paths, hashes, strict=True)
+    ]
     return FileEntry(
         name=name,
         role=role,
         level=level,
         profile=profile,
-        n_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        sha256=sha256 or sha256_file(path),
-        bits_per_weight=round(file.bits_per_weight, 4),
-        tensor_types=file.type_histogram(),
+        n_bytes=model.n_bytes,
+        mtime_ns=parts[0].mtime_ns,
+        sha256=parts[0].sha256,
+        bits_per_weight=round(model.bits_per_weight, 4),
+        tensor_types=model.type_histogram(),
+        parts=parts if len(parts) > 1 else [],
     )
 
 
@@ -202,10 +243,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A GGUF file of a model directory.
+    """A GGUF model of a model directory.
 
     Attributes:
-        path: the file.
+        path: the file, the first one of a model in several.
         role: text model or projector.
         level: of its manifest's entry, else of its own metadata; "unknown" where neither says.
         mtime_ns: when it was last written.
@@ -251,7 +292,7 @@ class ModelDir:
 
 
 def open_model_dir(folder: Path) -> ModelDir:
-    """List the GGUF files of `folder`.
+    """List the GGUF models of `folder`; the later files of a split one are a part of it.
 
     Raises:
         SourceNotFoundError: it has none.
@@ -268,6 +309,10 @@ def open_model_dir(folder: Path) -> ModelDir:
             continue
         entry = entries.get(path.name)
         try:
+            if shard_number(path.name) > 1:
+                if shard_number(path.name) == 2:
+                    _check_first(path)
+                continue
             if not path.exists():
                 raise GGUFError(
                     f"`{path}` is a link to a file that is gone",
@@ -295,19 +340,35 @@ def open_model_dir(folder: Path) -> ModelDir:
     )
 
 
-def _known_file(path: Path, entry: FileEntry) -> ModelFile:
-    status = path.stat()
-    if status.st_size != entry.n_bytes:
+def _check_first(path: Path) -> None:
+    """Check that the second file of a split model stands beside the first one."""
+    first = shard_paths(path)[0]
+    if not first.exists():
         raise GGUFError(
-            f"`{path}` has {status.st_size} bytes, its manifest says {entry.n_bytes}",
-            hint="the file was cut or replaced: convert or copy it again",
+            f"`{path}` is a part of a model, and `{first.name}` is missing",
+            hint="copy or download it into the folder of the others",
         )
+
+
+def _known_file(path: Path, entry: FileEntry) -> ModelFile:
+    for name, n_bytes, _ in entry.files():
+        part = path.with_name(name)
+        if not part.exists():
+            raise GGUFError(
+                f"`{part}` is missing, a part of the model that begins with `{path.name}`",
+                hint="copy or download it into the folder of the others",
+            )
+        if part.stat().st_size != n_bytes:
+            raise GGUFError(
+                f"`{part}` has {part.stat().st_size} bytes, its manifest says {n_bytes}",
+                hint="the file was cut or replaced: convert or copy it again",
+            )
     return ModelFile(
         path=path,
         role=entry.role,
         level=entry.level,
-        mtime_ns=status.st_mtime_ns,
-        known=status.st_mtime_ns == entry.mtime_ns,
+        mtime_ns=path.stat().st_mtime_ns,
+        known=entry.is_unchanged(path.parent),
     )
 
 
@@ -319,6 +380,11 @@ def _found_file(path: Path) -> ModelFile:
 
 
 def role_and_level(path: Path) -> tuple[Role, str]:
-    """Return what a GGUF file is by its own metadata: text model or projector, and its level."""
-    file = read_gguf(path)
+    """Return what a GGUF model is by its own metadata: text model or projector, and its level.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        GGUFError: broken, or a later file of a split model; the hint names the first one.
+    """
+    file = read_model(path)
     return ("mmproj" if file.is_projector else "text"), file.file_type or "unknown"

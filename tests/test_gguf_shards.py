@@ -112,7 +112,10 @@ def test_names() -> None:
 
 def test_a_missing_part(parts: list[Path]) -> None:
     parts[1].unlink()
-    with pytest.raises(SourceNotFoundError, match=parts[1].name):
+    with pytest.raises(GGUFError, match=f"`{parts[1].name}` is missing"):
+        read_model(parts[0])
+    parts[0].unlink()
+    with pytest.raises(SourceNotFoundError, match=parts[0].name):
         read_model(parts[0])
 
 

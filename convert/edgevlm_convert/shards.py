@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgevlm.errors import ConversionError
+from edgevlm.files import human_bytes
 from edgevlm_convert.metadata import TypedValue, Value
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, assemble, padded
 
@@ -22,13 +24,17 @@ def split_plan(plan: GGUFPlan, *, max_bytes: int) -> tuple[GGUFPlan, ...]:
         max_bytes: of tensor data in one file; a tensor that is larger has a file of its own.
 
     Raises:
-        ValueError: more than 1000 files.
+        ConversionError: more than 1000 files.
     """
     groups = _groups(plan, max_bytes)
     if len(groups) == 1:
         return (plan,)
     if len(groups) > _MAX_SHARDS:
-        raise ValueError(f"{len(groups)} files of {max_bytes} bytes: {_MAX_SHARDS} are the most")
+        raise ConversionError(
+            f"{human_bytes(plan.n_data_bytes)} in parts of {human_bytes(max_bytes)} would be"
+            f" {len(groups)} files, {_MAX_SHARDS} are the most",
+            hint=f"ask for parts of {human_bytes(2 * plan.n_data_bytes // _MAX_SHARDS)} or more",
+        )
     n_tensors = len(plan.tensors)
     parts: list[GGUFPlan] = []
     for number, tensors in enumerate(groups):

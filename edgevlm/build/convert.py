@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
 from edgevlm_convert import ConversionPlan, OuttypeOption, plan_conversion
-from edgevlm_convert.encoder import TensorEncoder
-from edgevlm_convert.writer import GGUFPlan, write_gguf
+from edgevlm_convert.writer import GGUFPlan
 
+from edgevlm.build.output import FilePlan, file_name, write_files, write_manifest, write_models
 from edgevlm.build.source import Recipe, adapter_hashes, source_hashes
 from edgevlm.build.tokenizer_proof import prove_tokenizer
-from edgevlm.build.written import WrittenFile
-from edgevlm.errors import ConversionError, OutputExistsError
-from edgevlm.files import WriteTogether, write_together
+from edgevlm.errors import OutputExistsError
 from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
-    MANIFEST_NAME,
     AdapterSource,
     FileEntry,
     LedgerRecord,
     Manifest,
-    Role,
     Source,
     TokenizerRecord,
-    describe_file,
     read_manifest,
 )
 from edgevlm.progress import SILENT, Progress
-
-# A manifest's size is not known before it is written; this is more than any.
-MANIFEST_ALLOWANCE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +47,6 @@ class Built:
     kept: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilePlan:
-    """One GGUF file to write, under its final name."""
-
-    name: str
-    role: Role
-    level: str
-    profile: str | None
-    plan: GGUFPlan
-    encoder: TensorEncoder | None
-
-
 def convert_model(
     source: Path,
     *,
@@ -78,6 +57,7 @@ def convert_model(
     mmproj_level: str | None = None,
     adapter: Path | None = None,
     pre: str | None = None,
+    split_max_bytes: int | None = None,
     force: bool = False,
     origin: Source | None = None,
     n_threads: int | None = None,
@@ -94,6 +74,7 @@ def convert_model(
         mmproj_level: "F16", "BF16" or "Q8_0"; None: the level's own, or as `outtype`.
         adapter: folder of a PEFT LoRA adapter to merge.
         pre: llama.cpp's name of the pre-tokenizer, where the tokenizer's own is not known.
+        split_max_bytes: of tensors in one file of the text model, which becomes several; None: one.
         force: replace what exists.
         origin: repository and commit of checkpoint and adapter, where they are the Hub's.
         n_threads: encoders at work; None: one per processor.
@@ -114,10 +95,11 @@ def convert_model(
         if before is not None and not same and not force:
             raise _made_otherwise(folder, before.source, hashed())
         files, kept = _without_kept(planned.files, before if same else None, force=force)
-        n_bytes = sum(file.plan.n_bytes for file in files) + MANIFEST_ALLOWANCE_BYTES
-        with write_together(
-            folder, names=[file.name for file in files], n_bytes=n_bytes, force=force
-        ) as output:
+        files = [
+            replace(file, max_bytes=split_max_bytes) if file.role == "text" else file
+            for file in files
+        ]
+        with write_models(folder, files, force=force) as output:
             proof: list[TokenizerRecord] = []
 
             def prove(file: FilePlan, path: Path) -> None:
@@ -142,74 +124,6 @@ def plan_files(
 ) -> tuple[FilePlan, ...]:
     """Return what one pass from `recipe` to `level` would write, without writing it."""
     return _plan(recipe, name=name, outtype="auto", level=level, mmproj_level=mmproj_level).files
-
-
-def write_files(
-    output: WriteTogether,
-    files: Sequence[FilePlan],
-    *,
-    n_threads: int | None,
-    progress: Progress,
-    when_written: Callable[[FilePlan, Path], None] | None = None,
-) -> list[FileEntry]:
-    """Write every planned file to its temporary name and return the entries for the manifest.
-
-    `when_written` is called with each file that is complete; what it raises ends the run.
-    """
-    # One file is finished and proved beside the encoding of the next.
-    with ExitStack() as stack:
-        executor = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="edgevlm-finish"))
-        entries: list[Future[FileEntry]] = []
-        proofs: list[Future[None]] = []
-        for file in files:
-            temporary = output.create(file.name)
-            following = stack.enter_context(WrittenFile(temporary))
-            write_gguf(
-                file.plan,
-                temporary,
-                encoder=file.encoder,
-                n_threads=n_threads,
-                progress=progress,
-                label=file.name,
-                observer=following.follow,
-            )
-            entries.append(executor.submit(_finish, file, temporary, following))
-            if when_written is not None:
-                proofs.append(executor.submit(when_written, file, temporary))
-        for proof in proofs:
-            proof.result()
-        return [entry.result() for entry in entries]
-
-
-def _finish(file: FilePlan, temporary: Path, following: WrittenFile) -> FileEntry:
-    return describe_file(
-        temporary,
-        name=file.name,
-        role=file.role,
-        level=file.level,
-        profile=file.profile,
-        sha256=following.complete(),
-    )
-
-
-def write_manifest(output: WriteTogether, manifest: Manifest) -> None:
-    """Write the manifest, the last file to become visible."""
-    output.create(MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def file_name(name: str, role: Role, level: str) -> str:
-    """Return the Hub's custom name of a model's file.
-
-    Raises:
-        ConversionError: the model's name or its level's cannot stand in a file name.
-    """
-    for part in (name, level):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*", part):
-            raise ConversionError(
-                f"`{part}` cannot stand in a file name",
-                hint="use letters, digits, `.`, `_` and `-`: --name names the model",
-            )
-    return f"{name}-{level}.gguf" if role == "text" else f"mmproj-{name}-{level}.gguf"
 
 
 @dataclass(frozen=True, kw_only=True)

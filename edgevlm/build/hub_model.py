@@ -126,7 +126,8 @@ def _texts(folder: Path) -> list[str]:
 
 def _link(listing: Listing, found: HubGGUF, folder: Path) -> str:
     """Show the files in a model directory, with a manifest; return the text model's level."""
-    from edgevlm.build.convert import MANIFEST_ALLOWANCE_BYTES, tool_versions, write_manifest
+    from edgevlm.build.convert import tool_versions
+    from edgevlm.build.output import MANIFEST_ALLOWANCE_BYTES, write_manifest
 
     _texts(folder)
     folder.mkdir(exist_ok=True)
@@ -179,7 +180,7 @@ def _entry(
         role=role,
         level=level or file.file_type or "unknown",
         profile=None,
-        sha256=sha256.get(path.name),
+        sha256=[sha256[path.name]] if path.name in sha256 else (),
     )
 
 

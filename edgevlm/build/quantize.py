@@ -6,19 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevlm.build.convert import (
-    MANIFEST_ALLOWANCE_BYTES,
-    Built,
-    FilePlan,
-    file_name,
-    plan_files,
-    tool_versions,
-    write_files,
-    write_manifest,
-)
+from edgevlm.build.convert import Built, plan_files, tool_versions
+from edgevlm.build.output import FilePlan, file_name, write_files, write_manifest, write_models
 from edgevlm.build.source import recipe_of
 from edgevlm.errors import QuantizationError
-from edgevlm.files import write_together
+from edgevlm.gguf_shards import model_stem
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
     LedgerRecord,
@@ -138,9 +130,7 @@ def quantize_model(
     progress: Progress = SILENT,
 ) -> Built:
     """Write what `plan_quantization` chose; the manifest becomes visible last."""
-    n_bytes = sum(file.plan.n_bytes for file in plan.files) + MANIFEST_ALLOWANCE_BYTES
-    names = [file.name for file in plan.files]
-    with write_together(plan.folder, names=names, n_bytes=n_bytes, force=force) as output:
+    with write_models(plan.folder, plan.files, force=force) as output:
         written = write_files(output, plan.files, n_threads=n_threads, progress=progress)
         before = read_manifest(plan.folder) or _manifest_without_source(plan)
         manifest = before.with_files(written)
@@ -181,7 +171,7 @@ def _model_name(model: ModelDir, text: Path | None) -> str:
         return model.manifest.name
     if text is None:
         return model.folder.resolve().name
-    stem = text.stem
+    stem = model_stem(text.name)
     for level in FLOAT_LEVELS:
         if stem.upper().endswith(f"-{level}"):
             return stem[: -len(level) - 1]

@@ -12,6 +12,7 @@ from edgevlm import __version__
 from edgevlm.build.cache import cache_lock, last_model, models_folder, remember_model
 from edgevlm.build.source import path_exists, recipe_of, source_hashes
 from edgevlm.errors import GGUFError, SourceNotFoundError
+from edgevlm.gguf_shards import model_stem
 from edgevlm.model_dir import (
     FLOAT_LEVELS,
     MANIFEST_NAME,
@@ -204,7 +205,9 @@ def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> Resolve
         path=path, role="text", level=file_level, mtime_ns=path.stat().st_mtime_ns, known=False
     )
     projector, notes = _mmproj_of(text, mmproj)
-    return ResolvedModel(name=path.stem, level=file_level, text=path, mmproj=projector, notes=notes)
+    return ResolvedModel(
+        name=model_stem(path.name), level=file_level, text=path, mmproj=projector, notes=notes
+    )
 
 
 def _text_of(
@@ -212,6 +215,11 @@ def _text_of(
 ) -> tuple[ModelFile, tuple[str, ...]]:
     texts = model.of_role("text")
     if level is None:
+        if not texts and model.skipped:
+            raise GGUFError(
+                model.skipped[0].removeprefix("left out: "),
+                hint="copy or convert it again: the folder's other files are projectors",
+            )
         if not texts:
             raise SourceNotFoundError(
                 f"`{model.folder}` holds no text model, only projectors",

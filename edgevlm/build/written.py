@@ -66,6 +66,9 @@ class WrittenFile:
         flush(self._path)
         while self._hashing:
             self._hashing.popleft().result()
+        # A model of many files has many of these.
+        self._hasher.shutdown()
+        self._flusher.shutdown()
         return self._digest.hexdigest()
 
     def _check_flushed(self) -> None:

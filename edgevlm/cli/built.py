@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgevlm.build.convert import Built, FilePlan
+    from edgevlm.build.convert import Built
+    from edgevlm.build.output import FilePlan
     from edgevlm.model_dir import FileEntry, LedgerRecord, TokenizerRecord
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
@@ -136,12 +137,21 @@ def _row(entry: FileEntry) -> tuple[str, ...]:
 
     counts = {name: count.n_tensors for name, count in entry.tensor_types.items()}
     return (
-        entry.name,
+        _shown_name(entry),
         entry.level,
         human_bytes(entry.n_bytes),
         f"{entry.bits_per_weight:.2f}",
         _types(counts),
     )
+
+
+def _shown_name(entry: FileEntry) -> str:
+    """Return a pattern that matches every file of a model in several."""
+    from edgevlm.gguf_shards import model_stem
+
+    if not entry.parts:
+        return entry.name
+    return f"{model_stem(entry.name)}-*-of-{len(entry.parts):05}.gguf"
 
 
 def _types(counts: Mapping[str, int]) -> str:

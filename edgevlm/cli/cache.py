@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from edgevlm.build.cache import CacheEntry
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
 cache_app = typer.Typer(
     name="cache",
     help="List what edgevlm keeps on this machine, and remove it.",
@@ -137,7 +135,7 @@ def _chosen(
     from edgevlm.errors import SourceNotFoundError
 
     if keep_below is not None:
-        return beyond(entries, parse_size(keep_below))
+        return beyond(entries, options.parse_size(keep_below))
     if not names:
         return tuple(entries)
     chosen: dict[str, CacheEntry] = {}
@@ -153,18 +151,6 @@ def _chosen(
 def _model_name(entry: CacheEntry) -> str:
     """`shapes-0.1.0-0123456789ab` was built from a model named `shapes`."""
     return entry.name.rsplit("-", 2)[0] if entry.kind == "model" else entry.name
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 500MB, 2G, 1.5GiB or 0."""
-    import re
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no size; write it as 500MB or 2GB")
-    number, unit, binary = match.groups()
-    power = "KMGT".find(unit.upper()) + 1 if unit else 0
-    return int(float(number) * (1024**power if binary else _UNITS[unit.upper()]))
 
 
 def _ask(question: str) -> None:

@@ -70,6 +70,16 @@ def convert(
     ] = None,
     level: options.LevelOption = None,
     mmproj_level: options.MmprojLevelOption = None,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-max-size",
+            metavar="SIZE",
+            help="Split the text model into files of at most SIZE bytes of tensors, such as 2G or "
+            "500M (a G is 10^9 bytes, a GiB 2^30); a tensor that is larger has a file of its own.",
+            show_default=False,
+        ),
+    ] = None,
     threads: options.ThreadsOption = None,
     force: options.ForceOption = False,
     json: options.JsonOption = False,
@@ -89,10 +99,14 @@ def convert(
     from edgevlm.build.source import find_adapter, find_checkpoint
     from edgevlm.cli import console
     from edgevlm.cli.built import show_built
+    from edgevlm.files import human_bytes
     from edgevlm.model_dir import Source
 
     if level is not None and outtype is not OutType.AUTO:
         raise typer.BadParameter("--outtype names a float file; with --level leave it out")
+    max_bytes = options.parse_size(split_max_size) if split_max_size is not None else None
+    if max_bytes == 0:
+        raise typer.BadParameter("--split-max-size must be more than 0")
     progress = console.progress_for(json=json, quiet=quiet)
     note = partial(console.note, quiet=quiet or json)
     tuned = find_adapter(adapter, progress=progress, note=note) if adapter else None
@@ -109,6 +123,7 @@ def convert(
         level=level,
         mmproj_level=mmproj_level,
         adapter=tuned and tuned.folder,
+        split_max_bytes=max_bytes,
         force=force,
         origin=origin,
         n_threads=threads,
@@ -116,5 +131,12 @@ def convert(
     )
     remember_model(str(built.folder.absolute()))
     show_built(built, json=json, quiet=quiet, seconds=perf_counter() - start, ledger=True)
+    largest = max((part.n_bytes for entry in built.written for part in entry.parts), default=0)
+    if human_bytes(largest) != human_bytes(min(largest, max_bytes or largest)) and not json:
+        console.note(
+            f"the largest file has {human_bytes(largest)}: no tensor is divided, and metadata come "
+            "on top of the tensors",
+            quiet=quiet,
+        )
     if not json:
         console.note(f"next: edgevlm chat IMAGE -m {built.folder}", quiet=quiet)

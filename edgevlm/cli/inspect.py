@@ -41,15 +41,18 @@ _SHORT_TYPES = {
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A .gguf file, the first one of a model in several."),
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     json: options.JsonOption = False,
 ) -> None:
     """Show a GGUF file's metadata, tensor types and true bits per weight."""
     from edgevlm.cli import console
-    from edgevlm.gguf_file import read_gguf
+    from edgevlm.gguf_shards import read_model
 
-    content = read_gguf(file)
+    content = read_model(file)
     if json:
         console.print_json(_document(content))
         return
@@ -64,14 +67,17 @@ def inspect(
 def _print_summary(content: GGUFFile) -> None:
     from edgevlm.cli import console
     from edgevlm.files import human_bytes
+    from edgevlm.gguf_shards import paths_of
 
+    n_files = len(paths_of(content))
+    in_files = f" in {n_files} files" if n_files > 1 else ""
     facts = (
         ("architecture", content.architecture or "(none)"),
         ("name", content.name or "(none)"),
         ("file type", content.file_type or "(not stated)"),
         ("bits per weight", f"{content.bits_per_weight:.3f}"),
         ("weights", f"{content.n_weights:,} in {len(content.tensors)} tensors"),
-        ("size", f"{human_bytes(content.n_bytes)}, GGUF version {content.version}"),
+        ("size", f"{human_bytes(content.n_bytes)}{in_files}, GGUF version {content.version}"),
     )
     out = console.out()
     out.print(console.printable(str(content.path)), markup=False, style="bold", soft_wrap=True)
@@ -174,8 +180,11 @@ def _longest(texts: Iterable[str]) -> int:
 
 
 def _document(content: GGUFFile) -> dict[str, object]:
+    from edgevlm.gguf_shards import paths_of
+
     return {
         "path": _utf8(str(content.path)),
+        "files": [_utf8(path.name) for path in paths_of(content)],
         "version": content.version,
         "architecture": _utf8(content.architecture),
         "name": _utf8(content.name),
@@ -191,6 +200,7 @@ def _document(content: GGUFFile) -> dict[str, object]:
         "tensors": [
             {
                 "name": tensor.name,
+                "file": _utf8(tensor.path.name),
                 "shape": list(tensor.shape),
                 "type": tensor.type,
                 "offset": tensor.offset,

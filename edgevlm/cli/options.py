@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from edgevlm.native.text_model import KVType
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # As the command line spells them; `kv_type_of` gives the type's own name.
 KVTypeName = Literal["f16", "f32", "q8_0"]
 FlashAttentionName = Literal["auto", "on", "off"]
@@ -20,6 +21,18 @@ def kv_type_of(name: KVTypeName) -> KVType:
     """Return the tensor type of the KV cache that `--kv-type` names."""
     types: dict[KVTypeName, KVType] = {"f16": "F16", "f32": "F32", "q8_0": "Q8_0"}
     return types[name]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 500MB, 2G, 1.5GiB or 0."""
+    import re
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size; write it as 500M, 2G or 1.5GiB")
+    number, unit, binary = match.groups()
+    power = "KMGT".find(unit.upper()) + 1 if unit else 0
+    return int(float(number) * (1024**power if binary else _UNITS[unit.upper()]))
 
 
 def _show_version(asked: bool) -> None:

@@ -43,7 +43,8 @@ def parse_hub_name(text: str) -> HubName | None:
         SourceNotFoundError: an address that leads elsewhere: another host, a data set, one file.
     """
     is_address = _ADDRESS.match(text) is not None
-    if not is_address and not _PLAIN.fullmatch(text):
+    # What ends so is a file that is not there; a repository of such a name has its address.
+    if not is_address and (not _PLAIN.fullmatch(text) or text.endswith(".gguf")):
         return None
     from huggingface_hub import constants
     from huggingface_hub.errors import HfUriError

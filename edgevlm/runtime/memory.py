@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgevlm.errors import EdgeVLMError, ModelLoadError
 from edgevlm.files import human_bytes
 from edgevlm.gguf_file import GGUFFile, read_gguf
+from edgevlm.gguf_shards import read_model
 from edgevlm.model_dir import open_model_dir
 from edgevlm.native.devices import devices, gpu_libraries
 from edgevlm.native.system import Memory, read_memory, read_processor
@@ -89,7 +90,7 @@ def check_memory(
         SourceNotFoundError: a file is missing.
         GGUFError: a header is broken.
     """
-    file = read_gguf(text)
+    file = read_model(text)
     projector = read_gguf(mmproj) if mmproj is not None else None
     predict: _Predict = partial(
         predict_footprint,
@@ -193,7 +194,7 @@ def _other_levels(file: GGUFFile) -> list[GGUFFile]:
     """Return the same model's smaller text files in its folder; none that cannot be read."""
     try:
         found = open_model_dir(file.path.absolute().parent).of_role("text")
-        headers = [read_gguf(one.path) for one in found]
+        headers = [read_model(one.path) for one in found]
     except EdgeVLMError:
         return []
     return [

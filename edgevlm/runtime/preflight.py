@@ -14,6 +14,7 @@ from typing import Any
 
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
+from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.sampling import SamplingParams
@@ -86,13 +87,13 @@ class TextFacts:
 
 
 def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
-    """Read the header of a text model.
+    """Read the header of a text model; of a split one, the headers of all its files.
 
     Raises:
         SourceNotFoundError: there is no such file.
         GGUFError: broken, or no text model.
     """
-    file = read_gguf(path)
+    file = read_model(path)
     if file.is_projector:
         raise GGUFError(
             f"`{path}` is a projector, not a text model",

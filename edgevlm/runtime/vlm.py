@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ModelLoadError
+from edgevlm.gguf_shards import shard_paths
 from edgevlm.native.projector import EncodedImage, open_projector
 from edgevlm.native.sampler import open_sampler
 from edgevlm.native.text_model import (
@@ -380,7 +381,8 @@ def default_threads(file: Path) -> int:
     ggml's threads meet at a barrier after every operation, spinning: on a busy machine a second
     thread made the 6 MB of `shapes` 40 times slower (tokens per second), not faster.
     """
-    return max(1, min(_n_processors(), file.stat().st_size // _FILE_BYTES_PER_THREAD))
+    n_bytes = sum(part.stat().st_size for part in shard_paths(file) if part.exists())
+    return max(1, min(_n_processors(), n_bytes // _FILE_BYTES_PER_THREAD))
 
 
 def _n_processors() -> int:

@@ -60,11 +60,8 @@ def _tokenizer_stage(record: TokenizerRecord, when: str) -> Stage:
 
 
 def _is_unchanged(text: Path, manifest: Manifest) -> bool:
-    status = text.stat()
     return any(
-        (entry.name, entry.n_bytes, entry.mtime_ns)
-        == (text.name, status.st_size, status.st_mtime_ns)
-        for entry in manifest.files
+        entry.name == text.name and entry.is_unchanged(text.parent) for entry in manifest.files
     )
 
 

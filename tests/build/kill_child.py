@@ -2,10 +2,11 @@
 
 Started by test_kill.py in a fresh interpreter (one thread, so that fork is safe):
 
-    python kill_child.py convert|quantize SOURCE WORK
+    python kill_child.py convert|quantize|split SOURCE WORK
 
 A child is killed (SIGKILL) when i/20 of the planned bytes are written, i = 1..20, and before and
-after each rename. One JSON line per kill: what stood under final names, and what the next run left.
+after each rename; `split` writes a model of several files over one of other weights. One JSON line
+per kill: what stood under final names, and what the next run left.
 """
 
 from __future__ import annotations
@@ -67,11 +68,31 @@ def dying_replace(survive: int) -> Callable[[object, object], None]:
 
 
 def job(verb: str, source: Path, folder: Path, progress: Progress) -> None:
-    if verb == "convert":
-        convert_model(source, out=folder, name="m", outtype="f16", force=True, progress=progress)
+    if verb != "quantize":
+        convert_model(
+            source,
+            out=folder,
+            name="m",
+            outtype="f16",
+            split_max_bytes=2_000_000 if verb == "split" else None,
+            force=True,
+            progress=progress,
+        )
     else:
         plan = plan_quantization(open_model_dir(folder), level="Q4_K_M", force=True)
         quantize_model(plan, force=True, progress=progress)
+
+
+def altered(source: Path, folder: Path) -> Path:
+    """Return a copy of a checkpoint whose every weight is another."""
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(raw[:8], "little")
+    # The lowest bit of each BF16 number: nothing becomes infinite.
+    raw[start::2] = bytes(byte ^ 1 for byte in raw[start::2])
+    path.write_bytes(raw)
+    return folder
 
 
 def killed(run: Callable[[], None]) -> bool:
@@ -97,6 +118,8 @@ def main(verb: str, source: Path, work: Path) -> None:
     before = work / "before"
     if verb == "quantize":
         job("convert", source, before, SILENT)
+    if verb == "split":
+        job("split", altered(source, work / "altered"), before, SILENT)
 
     def fresh() -> Path:
         folder = work / "folder"
@@ -107,13 +130,22 @@ def main(verb: str, source: Path, work: Path) -> None:
 
     folder = fresh()
     counter = DiesAt(None)
+    renamed: list[object] = []
+    real = os.replace
+    os.replace = lambda source, target: (renamed.append(target), real(source, target))[1]
     job(verb, source, folder, counter)
-    print(json.dumps({"whole": listing(folder), "before": listing(before)}), flush=True)
+    os.replace = real
+    print(
+        json.dumps(
+            {"whole": listing(folder), "before": listing(before), "n_renames": len(renamed)}
+        ),
+        flush=True,
+    )
     kills: list[tuple[str, int | None, int | None]] = [
         (f"bytes {step}/{N_STEPS}", counter.done * step // N_STEPS, None)
         for step in range(1, N_STEPS + 1)
     ]
-    kills += [(f"rename {count}", None, count) for count in range(3)]
+    kills += [(f"rename {count}", None, count) for count in range(len(renamed))]
     for name, limit, survive in kills:
         folder = fresh()
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from edgevlm.cli.app import main
-from edgevlm.cli.cache import parse_size
+from edgevlm.cli.options import parse_size
 from edgevlm.files import folder_lock
 
 

@@ -36,6 +36,7 @@ def test_a_repository(text: str, repo: str, revision: str) -> None:
         "/org/name",
         "a/b/c",
         "models/name",
+        "models/name.gguf",
         "org/na--me",
         "C:/x",
         "",
