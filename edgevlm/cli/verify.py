@@ -94,10 +94,15 @@ def verify_files(
     """Verify a model's files and keep the verdict in their manifest, where there is one."""
     from edgevlm.build.source import tokenizer_of
     from edgevlm.errors import OutputError
+    from edgevlm.gguf_shards import read_model
     from edgevlm.model_dir import read_manifest
     from edgevlm.verify.run import ModelFiles, read_or_make, verify_model
     from edgevlm.verify.store import keep_verdict
 
+    for path in (text, mmproj):
+        if path is not None:
+            # What cannot be loaded is not worth a run of transformers.
+            read_model(path)
     reference = read_or_make(against, images, progress=progress) if against else None
     manifest = read_manifest(text.parent)
     checkpoint = against if against is not None and against.is_dir() else tokenizer_of(manifest)

@@ -105,7 +105,7 @@ def _alike(seen: Mapping[str, Seen]) -> tuple[Mapping[str, Seen], bool]:
         return seen, False
     if equal:
         return equal, False
-    near = {key: one for key, one in seen.items() if one.status == "warn"}
+    near = {key: one for key, one in seen.items() if one.status == "warn" and one.is_near}
     return near, bool(near)
 
 

@@ -102,7 +102,5 @@ def worst(statuses: Sequence[Status]) -> Status:
 
 
 def because_of(cause: str, losses: Sequence[str]) -> str:
-    """Return a cause, with what the file itself says that the runtime does otherwise."""
-    if not losses:
-        return cause
-    return f"{cause}. The file states what may explain it: {'; '.join(losses)}"
+    """Return a cause, with a word where the file itself says that the runtime does otherwise."""
+    return f"{cause}; a known loss of this file may explain it" if losses else cause

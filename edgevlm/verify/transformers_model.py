@@ -75,6 +75,10 @@ def make_reference(
     model = load_model(checkpoint)
     family = find_family(open_checkpoint(checkpoint).config)
     inputs = open_inputs(checkpoint, family=family.name)
+    with_images = [question for question in questions if question.images]
+    if with_images:
+        # Before the first answer, which may take minutes.
+        _prepare(inputs, with_images[0])
     cases: list[Case] = []
     with progress.task("Asking transformers", total=len(questions), unit="items") as advance:
         for question in questions:
@@ -145,7 +149,6 @@ def answer(
     question: Question,
     *,
     n_positions: int = N_POSITIONS,
-    arguments: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Case:
     """Return one case: greedy answer, distributions along it, embeddings.
 
@@ -154,10 +157,12 @@ def answer(
         inputs: of its checkpoint.
         question: the prompt.
         n_positions: tokens of the answer.
-        arguments: more arguments of each call, from the token ids [1, n].
+
+    Raises:
+        CheckpointError: no token stands for the image.
     """
     torch, _ = _libraries()
-    ids, tensors = inputs.prepare(question.prompt, [pixels for _, pixels in question.images])
+    ids, tensors = _prepare(inputs, question)
 
     def call(tokens: Any) -> Any:
         kinds = {inputs.kinds: (tokens == inputs.image_token).int()} if inputs.kinds else {}
@@ -167,7 +172,6 @@ def answer(
             use_cache=False,
             **tensors,
             **kinds,
-            **(arguments(tokens) if arguments else {}),
         )
 
     visual = (inputs.image_token, inputs.break_token)
@@ -186,6 +190,23 @@ def answer(
         top_logprobs=top_logprobs.astype(np.float32),
         tail_mass=np.maximum(0.0, 1.0 - np.exp(top_logprobs).sum(axis=1)).astype(np.float32),
     )
+
+
+def _prepare(inputs: Inputs, question: Question) -> tuple[list[int], dict[str, Any]]:
+    """Return the token ids and tensors of a question.
+
+    Raises:
+        CheckpointError: no token stands for the image: the model would never see it.
+    """
+    ids, tensors = inputs.prepare(question.prompt, [pixels for _, pixels in question.images])
+    if question.images and inputs.image_token not in ids:
+        raise CheckpointError(
+            f"no token of the prompt stands for the image: config.json says that it is"
+            f" {inputs.image_token}, and the tokenizer never writes that",
+            hint="image_token_id (or image_token_index) of config.json, the tokenizer and the chat"
+            " template must be of the same model",
+        )
+    return ids, tensors
 
 
 def _along(
