@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ _BROKEN = (
     SyntaxError,
     TypeError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

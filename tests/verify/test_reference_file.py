@@ -19,6 +19,7 @@ from edgevlm.verify.reference_file import (
     Reference,
     image_sha256,
     read_reference,
+    without_repeats,
     write_reference,
 )
 
@@ -96,6 +97,29 @@ BROKEN: dict[str, Callable[[Arrays], object]] = {
     "another dtype": _changed(**{"case0.answer": np.asarray([1.0, 2.0])}),
     "another shape": _changed(**{"case0.tail_mass": np.zeros(3, dtype=np.float32)}),
     "NaN": _changed(**{"case0.top_logprobs": np.full((2, 2), np.nan, dtype=np.float32)}),
+    "no tokens": _changed(
+        **{
+            "case0.top_ids": np.zeros((2, 0), dtype=np.int32),
+            "case0.top_logprobs": np.zeros((2, 0), dtype=np.float32),
+        }
+    ),
+    "a tail that is no probability": _changed(
+        **{"case0.tail_mass": np.asarray([0.1, np.nan], dtype=np.float32)}
+    ),
+    "pixels that are no numbers": _changed(
+        **{"case0.image0.pixels1": np.full((3, 2, 2), np.inf, dtype=np.float32)}
+    ),
+    "pixels of four channels": _changed(
+        **{"case0.image0.pixels1": np.zeros((4, 2, 2), dtype=np.float32)}
+    ),
+    "embeddings that are no numbers": _changed(
+        **{"case0.image0.embeddings": np.full((3, 4), np.nan, dtype=np.float32)}
+    ),
+    "no embeddings": _changed(**{"case0.image0.embeddings": np.zeros((0, 4), dtype=np.float32)}),
+    "JSON without end": _changed(cases="[" * 100_000),
+    "images without end": _changed(
+        cases='[{"name": "a", "prompt": "", "images": [{"n_pixels": 1000000000000}]}]'
+    ),
     "no probability": _changed(**{"case0.top_logprobs": np.ones((2, 2), dtype=np.float32)}),
 }
 
@@ -138,6 +162,64 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_reference(tmp_path / "ref.npz", reference())
     with pytest.raises(ReferenceFileError, match="it unpacks to"):
         read_reference(tmp_path / "ref.npz")
+
+
+def test_what_unpacks_to_far_more_is_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevlm.verify.reference_file._PLAIN_BYTES", 1 << 20)
+    with (tmp_path / "bomb.npz").open("wb") as file:
+        np.savez_compressed(file, zeros=np.zeros(1 << 20, dtype=np.float32))
+    with pytest.raises(ReferenceFileError, match=r"it unpacks to 1 arrays of 4.* MB, from"):
+        read_reference(tmp_path / "bomb.npz")
+
+
+def header(shape: str, dtype: str = "<f4") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ("(1000000000000,)", "<f4"),
+        ("(2147483647, 2147483647, 2147483647)", "<f4"),
+        ("(-1,)", "<f4"),
+        ("(1000000,)", "<U1000000"),
+        ("(1,)", "|O"),
+        ("(" + "9" * 5000 + ",)", "<f4"),
+        ("(" * 5000, "<f4"),
+    ],
+)
+def test_a_shape_is_not_taken_for_granted(path: Path, shape: str, dtype: str) -> None:
+    """No memory is asked for that the file's own bytes do not bear out."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("case9.answer.npy", header(shape, dtype) + bytes(64))
+    with pytest.raises(ReferenceFileError):
+        read_reference(path)
+
+
+def test_a_file_that_was_cut(path: Path) -> None:
+    raw = path.read_bytes()
+    for length in range(0, len(raw), 37):
+        path.write_bytes(raw[:length])
+        with pytest.raises(ReferenceFileError):
+            read_reference(path)
+
+
+def test_what_is_known_of_an_image_is_kept_once() -> None:
+    case = reference().cases[0]
+    first, again = without_repeats([case, case])
+    assert first.images[0].embeddings is not None
+    assert first.images[0].pixels
+    assert again.images[0].embeddings is None
+    assert again.images[0].pixels == ()
+    assert again.images[0].sha256 == first.images[0].sha256
+    (few,) = without_repeats([case], n_values=71)
+    assert few.images[0].pixels == ()
+    assert few.images[0].embeddings is not None
+    (all_of_them,) = without_repeats([case], n_values=72)
+    assert all_of_them.images[0].pixels
 
 
 def test_random_damage_is_a_typed_error(path: Path) -> None:
