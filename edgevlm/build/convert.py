@@ -239,8 +239,8 @@ def _made_otherwise(folder: Path, before: Source, now: Source) -> OutputExistsEr
     elif (before.adapter and before.adapter.sha256) != (now.adapter and now.adapter.sha256):
         what = f"this checkpoint {with_adapter or 'without an adapter'}"
     else:
-        chosen = f"the pre-tokenizer {before.pre}" if before.pre else "the tokenizer's own"
-        what = f"this checkpoint with another pre-tokenizer ({chosen})"
+        own = "the tokenizer's own pre-tokenizer"
+        what = f"this checkpoint with {f'the pre-tokenizer {before.pre}' if before.pre else own}"
     return OutputExistsError(
         f"`{folder}` holds {what}",
         hint="choose another folder with --out, or give --force to replace it",

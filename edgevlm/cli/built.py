@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from edgevlm.build.convert import Built
     from edgevlm.build.output import FilePlan
-    from edgevlm.model_dir import FileEntry, LedgerRecord, TokenizerRecord
+    from edgevlm.model_dir import FileEntry, Manifest
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
 
@@ -31,6 +31,7 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
                 "kept": list(built.kept),
                 "ledger": built.manifest.ledger.model_dump() if ledger else None,
                 "losses": list(built.manifest.losses),
+                "pre": built.manifest.source.pre,
                 "tokenizer": tokenizer.model_dump() if tokenizer and ledger else None,
                 "seconds": round(seconds, 3),
                 "peak_rss_bytes": peak,
@@ -38,7 +39,7 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
         )
         return
     if ledger:
-        _show_ledger(built.manifest.ledger, built.manifest.losses, tokenizer)
+        _show_ledger(built.manifest)
     console.table(_HEADERS, [_row(entry) for entry in built.written], right=(2, 3))
     for name in built.kept:
         console.note(f"kept {name}: made from the same weights", quiet=quiet)
@@ -100,11 +101,10 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _show_ledger(
-    ledger: LedgerRecord, losses: Sequence[str], tokenizer: TokenizerRecord | None
-) -> None:
+def _show_ledger(manifest: Manifest) -> None:
     from edgevlm.cli import console
 
+    ledger, tokenizer = manifest.ledger, manifest.tokenizer
     n_own = ledger.n_source_tensors - ledger.n_adapter_tensors
     beside = f", {ledger.n_adapter_tensors} in the adapter" if ledger.adapted else ""
     console.out().print(
@@ -119,8 +119,10 @@ def _show_ledger(
         console.out().print(
             f"  dropped {console.printable(name)}: {reason}", markup=False, soft_wrap=True
         )
-    for loss in losses:
+    for loss in manifest.losses:
         console.out().print(f"  known loss: {loss}", markup=False, soft_wrap=True)
+    if manifest.source.pre is not None:
+        console.out().print(f"pre-tokenizer {manifest.source.pre}, chosen with --pre", markup=False)
     if tokenizer is not None:
         n_alike = tokenizer.n_probes - tokenizer.n_different
         console.out().print(

@@ -70,6 +70,15 @@ def convert(
     ] = None,
     level: options.LevelOption = None,
     mmproj_level: options.MmprojLevelOption = None,
+    pre: Annotated[
+        str | None,
+        typer.Option(
+            "--pre",
+            metavar="NAME",
+            help="llama.cpp's name of the pre-tokenizer, where the tokenizer's own is not known.",
+            show_default=False,
+        ),
+    ] = None,
     split_max_size: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +103,8 @@ def convert(
     from functools import partial
     from time import perf_counter
 
+    from edgevlm_convert.vocabulary.pre_tokenizers import choose_pre_tokenizer
+
     from edgevlm.build.cache import remember_model
     from edgevlm.build.convert import convert_model
     from edgevlm.build.source import find_adapter, find_checkpoint
@@ -107,6 +118,9 @@ def convert(
     max_bytes = options.parse_size(split_max_size) if split_max_size is not None else None
     if max_bytes == 0:
         raise typer.BadParameter("--split-max-size must be more than 0")
+    if pre is not None:
+        # Before anything is downloaded.
+        choose_pre_tokenizer(None, ignore_merges=False, name=pre)
     progress = console.progress_for(json=json, quiet=quiet)
     note = partial(console.note, quiet=quiet or json)
     tuned = find_adapter(adapter, progress=progress, note=note) if adapter else None
@@ -123,6 +137,7 @@ def convert(
         level=level,
         mmproj_level=mmproj_level,
         adapter=tuned and tuned.folder,
+        pre=pre,
         split_max_bytes=max_bytes,
         force=force,
         origin=origin,
