@@ -10,16 +10,36 @@ if TYPE_CHECKING:
     from edgevlm.build.convert import Built
     from edgevlm.build.output import FilePlan
     from edgevlm.model_dir import FileEntry, Manifest
+    from edgevlm.verify.report import VerifyReport
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
 
 
-def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger: bool) -> None:
-    """Print what a run wrote: a table on stdout, the rest on stderr; or one JSON document."""
+def show_built(
+    built: Built,
+    *,
+    json: bool,
+    quiet: bool,
+    seconds: float,
+    ledger: bool,
+    peak_bytes: int | None = None,
+    report: VerifyReport | None = None,
+) -> None:
+    """Print what a run wrote: a table on stdout, the rest on stderr; or one JSON document.
+
+    Args:
+        built: the run.
+        json: one document, with the report.
+        quiet: no notes.
+        seconds: that it took.
+        ledger: show what became of the checkpoint's tensors.
+        peak_bytes: memory that it took; None: the process until now.
+        report: what verification found; shown elsewhere but in the document.
+    """
     from edgevlm.cli import console
     from edgevlm.files import human_bytes
 
-    peak = peak_rss_bytes()
+    peak = peak_rss_bytes() if peak_bytes is None else peak_bytes
     tokenizer = built.manifest.tokenizer
     if json:
         console.print_json(
@@ -35,6 +55,7 @@ def show_built(built: Built, *, json: bool, quiet: bool, seconds: float, ledger:
                 "tokenizer": tokenizer.model_dump() if tokenizer and ledger else None,
                 "seconds": round(seconds, 3),
                 "peak_rss_bytes": peak,
+                **({"verify": report.to_dict()} if report is not None else {}),
             }
         )
         return

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgevlm.cli import options
+from edgevlm.cli.verify import AgainstOption, ImagesOption
 
 
 class OutType(StrEnum):
@@ -89,6 +90,16 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check what was written as `edgevlm verify` does; exit status 3 when a stage "
+            "fails.",
+        ),
+    ] = False,
+    against: AgainstOption = None,
+    image: ImagesOption = None,
     threads: options.ThreadsOption = None,
     force: options.ForceOption = False,
     json: options.JsonOption = False,
@@ -99,6 +110,7 @@ def convert(
 
     Writes the text model, the projector (mmproj) and a manifest into a model directory.
     With `--level` the quantized files are written in the same pass, with no 16-bit file between.
+    With `--verify` (or `--against`) the files are loaded and checked once they are written.
     """
     from functools import partial
     from time import perf_counter
@@ -109,7 +121,8 @@ def convert(
     from edgevlm.build.convert import convert_model
     from edgevlm.build.source import find_adapter, find_checkpoint
     from edgevlm.cli import console
-    from edgevlm.cli.built import show_built
+    from edgevlm.cli.built import peak_rss_bytes, show_built
+    from edgevlm.cli.verify import show_report, verify_built
     from edgevlm.files import human_bytes
     from edgevlm.model_dir import Source
 
@@ -145,7 +158,21 @@ def convert(
         progress=progress,
     )
     remember_model(str(built.folder.absolute()))
-    show_built(built, json=json, quiet=quiet, seconds=perf_counter() - start, ledger=True)
+    seconds, peak = perf_counter() - start, peak_rss_bytes()
+    report = None
+    if verify or against is not None:
+        report = verify_built(
+            built, against=against, images=image, threads=threads, progress=progress, note=note
+        )
+    show_built(
+        built,
+        json=json,
+        quiet=quiet,
+        seconds=seconds,
+        ledger=True,
+        peak_bytes=peak,
+        report=report,
+    )
     largest = max((part.n_bytes for entry in built.written for part in entry.parts), default=0)
     if human_bytes(largest) != human_bytes(min(largest, max_bytes or largest)) and not json:
         console.note(
@@ -153,5 +180,9 @@ def convert(
             "on top of the tensors",
             quiet=quiet,
         )
+    if report is not None and not json:
+        show_report(report, quiet=quiet)
+    if report is not None and report.verdict == "fail":
+        raise typer.Exit(3)
     if not json:
         console.note(f"next: edgevlm chat IMAGE -m {built.folder}", quiet=quiet)

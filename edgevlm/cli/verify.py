@@ -12,33 +12,37 @@ from edgevlm.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgevlm.build.convert import Built
     from edgevlm.progress import Note, Progress
     from edgevlm.runtime.layout import Pixels
     from edgevlm.verify.report import VerifyReport
 
+AgainstOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        metavar="CHECKPOINT|REF.npz",
+        help="Verify against the checkpoint (runs transformers, see `edgevlm reference`), or a "
+        "reference file made from it; left out: what can be proved without.",
+        show_default=False,
+    ),
+]
+ImagesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        "--images",
+        metavar="FILE|DIR",
+        help="Image to verify with; may be given several times.",
+        show_default=False,
+    ),
+]
+
 
 def verify(
     model: options.ModelArgument = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against",
-            metavar="CHECKPOINT|REF.npz",
-            help="The checkpoint (runs transformers, see `edgevlm reference`), or a reference file "
-            "made from it; left out: what can be proved without.",
-            show_default=False,
-        ),
-    ] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image",
-            "--images",
-            metavar="FILE|DIR",
-            help="Image to look at; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    against: AgainstOption = None,
+    image: ImagesOption = None,
     level: options.LevelOption = None,
     mmproj: options.MmprojOption = None,
     threads: options.ThreadsOption = None,
@@ -120,6 +124,31 @@ def verify_files(
     except OutputError as error:
         note(f"the verdict is not kept: {error.message}")
     return report
+
+
+def verify_built(
+    built: Built,
+    *,
+    against: Path | None,
+    images: Sequence[Path] | None,
+    threads: int | None,
+    progress: Progress,
+    note: Note,
+) -> VerifyReport:
+    """Verify what a conversion wrote."""
+    from edgevlm.verify.images import load_images
+
+    names = {entry.role: entry.name for entry in built.manifest.files if entry.name in built.kept}
+    names |= {entry.role: entry.name for entry in built.written}
+    return verify_files(
+        built.folder / names["text"],
+        built.folder / names["mmproj"] if "mmproj" in names else None,
+        against=against,
+        images=load_images(images or []),
+        threads=threads,
+        progress=progress,
+        note=note,
+    )
 
 
 def show_report(report: VerifyReport, *, quiet: bool) -> None:

@@ -251,3 +251,46 @@ def test_a_reference_is_written_whole_or_not_at_all(
 def test_help_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reference", "--help"]) == 0
     assert "edgevlm[verify]" in capsys.readouterr().out
+
+
+def convert(checkpoint: Path, folder: Path, *arguments: str | Path) -> int:
+    options = ["--out", str(folder), "--name", "m", *map(str, arguments)]
+    return main(["convert", str(checkpoint), *options])
+
+
+def test_convert_verifies_what_it_wrote(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(checkpoint, tmp_path / "m", "--verify") == 0
+    captured = capsys.readouterr()
+    for word in ("mmproj-m-BF16.gguf", TOKENIZER, LEDGER, SIGHT):
+        assert word in captured.out
+    assert "pass: m-BF16.gguf and mmproj-m-BF16.gguf" in captured.err
+    assert captured.err.rstrip().endswith(f"edgevlm chat IMAGE -m {tmp_path / 'm'}")
+    assert list(kept(tmp_path / "m")) == ["m-BF16.gguf"]
+    # A level whose projector is there already is verified with it.
+    assert convert(checkpoint, tmp_path / "m", "--level", "Q8_0", "--verify", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["verify"]["verdict"] == "pass"
+    assert document["verify"]["mmproj_file"] == "mmproj-m-Q8_0.gguf"
+    assert sorted(kept(tmp_path / "m")) == ["m-BF16.gguf", "m-Q8_0.gguf"]
+
+
+def test_convert_against_a_reference(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--outtype", "f32", "--images", images, "--json")
+    assert convert(checkpoint, tmp_path / "m", *options, "--against", REFERENCE) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["verify"]["stages"]) == 8
+    assert convert(checkpoint, tmp_path / "o", *options, "--against", OTHER) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["verify"]["verdict"] == "fail"
+    assert (tmp_path / "o" / "m-F32.gguf").exists()
+
+
+def test_convert_says_nothing_of_verification_unasked(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(checkpoint, tmp_path / "m", "--json") == 0
+    assert "verify" not in json.loads(capsys.readouterr().out)
