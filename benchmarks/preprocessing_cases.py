@@ -95,6 +95,27 @@ def tiled(kind: str, class_name: str, published: str, *, tile: int, patch: int, 
     )
 
 
+def pixtral(name: str, published: str, *, longest: int, patch: int, merged: int) -> Case:
+    """Return a case of Pixtral's tower; its processor is told the side of a visual token."""
+    return Case(
+        name=name,
+        family=name,
+        published=published,
+        recipe=name,
+        vision={"image_size": longest, "patch_size": patch},
+        config={"spatial_merge_size": merged} if merged > 1 else {},
+        preprocessor={
+            **CLIP,
+            "image_processor_type": "PixtralImageProcessor",
+            "patch_size": {"height": patch, "width": patch},
+            "resample": 3,
+            "size": {"longest_edge": longest},
+        },
+        processor="pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
+        options={"patch_size": patch * merged},
+    )
+
+
 CASES = (
     qwen("qwen3_vl", "Qwen3-VL-2B", patch_size=16, num_position_embeddings=2304),
     qwen("qwen3_vl_moe", "Qwen3-VL-30B-A3B", patch_size=16, num_position_embeddings=2304),
@@ -151,4 +172,6 @@ CASES = (
         },
         processor="siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
     ),
+    pixtral("pixtral", "Pixtral-12B", longest=1024, patch=16, merged=1),
+    pixtral("mistral3", "Mistral-Small-3.1-24B", longest=1540, patch=14, merged=2),
 )

@@ -53,6 +53,9 @@ class Source:
             before the patches, as towers are trained; the pinned one puts it behind them.
         reads_norm_epsilon: asks whether the installed llama.cpp reads the epsilon of the norms of
             a text architecture that the pinned one does not read it for.
+        token_id: the id of an added token of the tokenizer by its text, None where it has none.
+        rows_are_paired: query and key rows are in the order of ggml's rotary pairs already, as
+            Mistral's own files have them.
     """
 
     config: Section
@@ -62,6 +65,8 @@ class Source:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=_no_shapes)
     class_token_first: Callable[[], bool] = lambda: False
     reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False
+    token_id: Callable[[str], int | None] = lambda text: None
+    rows_are_paired: bool = False
 
     @property
     def n_vocab(self) -> int:
@@ -121,6 +126,8 @@ class Family:
         image_span: what a chat template prints for an image.
         runtime_tokens: tokens that libmtmd looks up for this projector.
         status: one line on what has been checked.
+        names_vision: whether a configuration must name its vision tower, where another family has
+            the same architecture.
     """
 
     name: str
@@ -132,10 +139,12 @@ class Family:
     image_span: str
     runtime_tokens: tuple[str, ...]
     status: str
+    names_vision: bool = False
 
     def matches(self, config: Section) -> bool:
         """Return whether a checkpoint's config.json is of this family."""
         if not set(config.texts("architectures")) & set(self.architectures):
             return False
         vision = config.section("vision_config")
-        return vision.text("model_type", default=self.vision_models[0]) in self.vision_models
+        usual = "" if self.names_vision else self.vision_models[0]
+        return vision.text("model_type", default=usual) in self.vision_models

@@ -22,7 +22,7 @@ from edgevlm_convert.metadata import Value, array, u32
 from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
 from edgevlm_convert.safetensors import SourceTensor
-from edgevlm_convert.tokenizer import vocabulary
+from edgevlm_convert.tokenizer import added_token_id, vocabulary
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
 
 OuttypeOption = Literal["auto", "f16", "bf16", "f32"]
@@ -195,6 +195,7 @@ def _read(
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         class_token_first=class_token_first,
         reads_norm_epsilon=reads_norm_epsilon,
+        token_id=lambda text: added_token_id(checkpoint, text),
     )
     parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
     outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})

@@ -71,7 +71,7 @@ def find_prefixes(names: Iterable[str], usual: Prefixes) -> Prefixes:
                 return prefix
         return first
 
-    vision = find(usual.vision, _VISION, ("blocks.", "encoder.layers."))
+    vision = find(usual.vision, _VISION, ("blocks.", "encoder.layers.", "transformer.layers."))
     own_projector = usual.projector != usual.vision
     return Prefixes(
         text=find(usual.text, _TEXT, ("layers.",)),

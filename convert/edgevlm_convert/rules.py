@@ -1,4 +1,4 @@
-"""How source tensors become GGUF tensors: Rename, Split, Merge, Transform and Drop.
+"""How source tensors become GGUF tensors: Rename, Split, Transform, Drop and Row.
 
 A family lists its rules from the config, name by name, so that the list is also what the checkpoint
 must hold. Conversion is total: a source tensor that no rule or two rules name, a required one that
@@ -140,50 +140,6 @@ class Split(_OneSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge:
-    """Several source tensors, stacked along their first axis in the order given."""
-
-    sources: Mapping[str, Shape]
-    target: str
-    precision: Precision = "matrix"
-    required: bool = True
-
-    @property
-    def shapes(self) -> Mapping[str, Shape | None]:
-        """See Rule."""
-        return dict(self.sources)
-
-    def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
-        """See Rule."""
-        parts = [tensors[name] for name in self.sources]
-        row_shape = parts[0].shape[1:]
-        shape = (sum(part.shape[0] for part in parts), *row_shape)
-        row_length = shape[-1]
-
-        def read(start: int, stop: int) -> NDArray[np.float32]:
-            pieces: list[NDArray[np.float32]] = []
-            first = 0
-            for part in parts:
-                n_rows = part.n_values // row_length
-                low, high = max(start - first, 0), min(stop - first, n_rows)
-                if low < high:
-                    bits = part.bits(low * row_length, high * row_length)
-                    pieces.append(widen(bits, part.dtype))
-                first += n_rows
-            return np.concatenate(pieces).reshape(-1, row_length)
-
-        return [
-            Mapped(
-                name=self.target,
-                shape=shape,
-                sources=tuple(name for part in parts for name in part.parts),
-                precision=self.precision,
-                read=read,
-            )
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Transform(_OneSource):
     """One source tensor whose float32 rows are computed anew.
 
@@ -226,6 +182,48 @@ class Drop:
     def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
         """See Rule."""
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a tensor that another rule claims: what a projector takes from the embedding.
+
+    Attributes:
+        source: name of a matrix.
+        row: which of its rows.
+        target: GGUF name.
+    """
+
+    source: str
+    row: int
+    target: str
+    required: bool = True
+
+    @property
+    def shapes(self) -> Mapping[str, Shape | None]:
+        """See Rule: none of its own, the other rule checks the source."""
+        return {}
+
+    def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
+        """See Rule."""
+        tensor = tensors[self.source]
+        width = tensor.shape[-1]
+        bits = tensor.bits
+
+        def read(start: int, stop: int) -> NDArray[np.float32]:
+            first = self.row * width
+            values = widen(bits(first, first + width), tensor.dtype)
+            return values.reshape(1, width)[start:stop]
+
+        return [
+            Mapped(
+                name=self.target,
+                shape=(width,),
+                sources=tensor.parts,
+                precision="f32",
+                read=read,
+            )
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,8 +275,11 @@ def map_tensors(
         ConversionError: the mapping is not total, or a shape or dtype is not as the config says.
     """
     claims: dict[str, tuple[str, Rule]] = {}
+    shared: dict[str, list[tuple[str, Row]]] = {}
     for file, rules in files.items():
         for rule in rules:
+            if isinstance(rule, Row):
+                shared.setdefault(rule.source, []).append((file, rule))
             for name in rule.shapes:
                 if name in claims:
                     raise ConversionError(f"two rules match tensor {quoted(name)}")
@@ -297,10 +298,11 @@ def map_tensors(
         if id(rule) in done:
             continue
         done.add(id(rule))
-        for mapped in rule.apply(tensors):
-            outputs[file].append(mapped)
-            for source in mapped.sources:
-                used.setdefault(source, []).append(mapped.name)
+        for to, one in ((file, rule), *shared.get(tensor.name, ())):
+            for mapped in one.apply(tensors):
+                outputs[to].append(mapped)
+                for source in mapped.sources:
+                    used.setdefault(source, []).append(mapped.name)
     for mapped in outputs.values():
         _check_targets(mapped)
     ledger = Ledger(used={name: tuple(names) for name, names in used.items()}, dropped=dropped)

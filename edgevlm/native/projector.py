@@ -23,6 +23,7 @@ from edgevlm.native.devices import offload_handles
 from edgevlm.native.graph_input import GraphInput, InputObserver
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
+from edgevlm.native.row_ends import with_row_ends
 
 _TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -123,8 +124,15 @@ class TextSide(Protocol):
 class Projector:
     """An open mmproj. Made by `open_projector`."""
 
-    def __init__(self, handle: int, model: TextSide, observer: InputObserver | None = None) -> None:
+    def __init__(
+        self,
+        handle: int,
+        model: TextSide,
+        observer: InputObserver | None = None,
+        row_end: bytes = b"",
+    ) -> None:
         self._c: Any = load_library().mtmd
+        self._row_end = row_end
         self._handle = handle
         self._model = model
         self._observer = observer
@@ -253,7 +261,8 @@ class Projector:
         if status:
             raise ImageError(f"llama.cpp failed to encode the image{because(lines)}")
         shape = (int(c.mtmd_input_chunk_get_n_tokens(chunk)), self._model.n_embd_inp)
-        return np.ctypeslib.as_array(c.mtmd_get_output_embd(self._handle), shape=shape).copy()
+        rows = np.ctypeslib.as_array(c.mtmd_get_output_embd(self._handle), shape=shape)
+        return with_row_ends(rows.copy(), self._row_end)
 
 
 def _pointer(structure: Any) -> Any:
@@ -273,10 +282,12 @@ def open_projector(
     device: str = "auto",
     flash_attention: Literal["auto", "on", "off"] = "auto",
     observe: bool = False,
+    row_end: bytes = b"",
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
 
     With `observe`, each encoded image comes with the pixels that the vision tower was given.
+    `row_end` holds the float32 values of what stands between the rows of an image, if anything.
 
     Raises:
         ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
@@ -305,4 +316,4 @@ def open_projector(
         )
 
     with owned(handle, c.mtmd_free, error=error) as context:
-        yield Projector(context, model, observer)
+        yield Projector(context, model, observer, row_end)

@@ -340,6 +340,19 @@ def _n_batch(options: ContextOptions) -> int:
     return min(options.n_batch, options.n_ctx)
 
 
+def check_kv_type(kv_type: KVType, flash_attention: FlashAttention) -> None:
+    """Refuse a KV cache that llama.cpp cannot compute with.
+
+    Raises:
+        ModelLoadError: its type needs flash attention, which is off.
+    """
+    if kv_type == "Q8_0" and flash_attention == "off":
+        raise ModelLoadError(
+            "a KV cache in Q8_0 needs flash attention, which is off",
+            hint="leave `--flash-attention` at auto, or use `--kv-type f16`",
+        )
+
+
 @contextmanager
 def open_context(model: TextModel, options: ContextOptions) -> Generator[TextContext]:
     """Make a context of `model`.

@@ -59,8 +59,9 @@ _BASELINE_BYTES = 54_000_000
 _PROJECTOR_TABLE_BYTES = 5_000_000
 # Per token and per merge in llama.cpp, and per token string held by Python beside a projector.
 _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
-# Qwen towers: llama.cpp's own limits (tools/mtmd/clip.cpp), in tokens.
-_MIN_IMAGE_TOKENS, _MAX_IMAGE_TOKENS, _WARMUP_SIDE = 8, 4096, 46
+# Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
+# the side of its first picture; by what the projector's type begins with.
+_DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16)}
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -141,7 +142,8 @@ def predict_footprint(
         vision = _vision_compute(
             mmproj, sizes, n_ctx, image_sizes or ((1024, 1024),), flash_attention
         )
-        side = _WARMUP_SIDE * _cell(mmproj) if _is_dynamic(mmproj) else _image_side(mmproj)
+        limits = _limits(mmproj)
+        side = limits[2] * _cell(mmproj) if limits else _image_side(mmproj)
         warmup = 24 * side * side
         n_tables = _PROJECTOR_TABLE_BYTES
     return Footprint(
@@ -212,7 +214,8 @@ def _largest_image(
     mmproj: GGUFFile, n_ctx: int, image_sizes: Sequence[tuple[int, int]]
 ) -> _Encodes:
     """Return what the image that costs the most is made into."""
-    if not _is_dynamic(mmproj):
+    limits = _limits(mmproj)
+    if limits is None:
         side = _image_side(mmproj)
         n_patches = (side // _patch(mmproj)) ** 2
         # An image that does not fit into the context is refused before it is encoded.
@@ -221,9 +224,9 @@ def _largest_image(
         n_waiting = max(0, min(n_tiles, n_most - 1))
         return _Encodes(n_patches=n_patches, n_pixels=side * side, n_waiting=n_waiting)
     area = _cell(mmproj) ** 2
-    most = max(_MIN_IMAGE_TOKENS, min(_MAX_IMAGE_TOKENS, n_ctx))
+    least, most = limits[0], max(limits[0], min(limits[1], n_ctx))
     n_tokens = max(-(-width * height // area) for width, height in image_sizes)
-    n_tokens = min(max(n_tokens, _MIN_IMAGE_TOKENS), most)
+    n_tokens = min(max(n_tokens, least), most)
     return _Encodes(n_patches=n_tokens * _merge(mmproj) ** 2, n_pixels=n_tokens * area)
 
 
@@ -237,8 +240,10 @@ def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:
     return -(-longest // side) * max(1, -(-shortest // side))
 
 
-def _is_dynamic(mmproj: GGUFFile) -> bool:
-    return _projector_type(mmproj).startswith("qwen")
+def _limits(mmproj: GGUFFile) -> tuple[int, int, int] | None:
+    """Return the limits of a tower that takes images of any size, None for another."""
+    kind = _projector_type(mmproj)
+    return next((limits for name, limits in _DYNAMIC.items() if kind.startswith(name)), None)
 
 
 def _projector_type(mmproj: GGUFFile) -> str:
@@ -255,7 +260,8 @@ def _merge(mmproj: GGUFFile) -> int:
     found = numbers(mmproj, "clip.vision.spatial_merge_size") or numbers(
         mmproj, "clip.vision.projector.scale_factor"
     )
-    usual = 2 if _is_dynamic(mmproj) else 4 if _projector_type(mmproj) == "gemma3" else 1
+    kind = _projector_type(mmproj)
+    usual = 2 if kind.startswith("qwen") else 4 if kind == "gemma3" else 1
     return max(found, default=usual) or 1
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
 
-_VISION = "clip.vision."
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
-_HINT = "convert the model again"
 
 
 def check_mlp(file: GGUFFile) -> None:
@@ -22,21 +21,21 @@ def check_mlp(file: GGUFFile) -> None:
     """
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     width, side, patch = (
-        _number(file, key) for key in ("embedding_length", "image_size", "patch_size")
+        number(file, key) for key in ("embedding_length", "image_size", "patch_size")
     )
-    n_heads = _number(file, "attention.head_count")
+    n_heads = number(file, "attention.head_count")
     if side < patch or width % n_heads:
         raise GGUFError(
             f"`{file.path}` has images of {side} pixels in patches of {patch}, and {width} channels"
             f" in {n_heads} heads",
-            hint=_HINT,
+            hint=HINT,
         )
     n_positions = (side // patch) ** 2 + ("v.class_embd" in shapes)
-    n_out = _number(file, "projection_dim")
+    n_out = number(file, "projection_dim")
     wanted: dict[str, tuple[int, ...]] = {
         "v.patch_embd.weight": (width, 3, patch, patch),
         "v.position_embd.weight": (n_positions, width),
-        **{f"v.blk.{number}.{name}.weight": () for number in _blocks(file) for name in _BLOCK},
+        **{f"v.blk.{block}.{name}.weight": () for block in blocks(file) for name in _BLOCK},
         "mm.0.weight": (0, width * _n_states(file)),
         "mm.0.bias": (),
     }
@@ -45,43 +44,17 @@ def check_mlp(file: GGUFFile) -> None:
     if "mm.3.weight" not in shapes:
         wanted["mm.2.weight"] = (n_out, shapes.get("mm.0.weight", (0,))[0])
         wanted["mm.2.bias"] = (n_out,)
-    for name, shape in wanted.items():
-        _check(file, name, shapes.get(name), shape)
-
-
-def _check(
-    file: GGUFFile, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...]
-) -> None:
-    """Compare a tensor's shape; 0 is any size, an empty shape any shape."""
-    if found is None:
-        raise GGUFError(f"`{file.path}` has no tensor `{name}`", hint=_HINT)
-    pairs = zip(found, wanted, strict=False)
-    if wanted and (len(found) != len(wanted) or any(size not in (0, n) for n, size in pairs)):
-        raise GGUFError(
-            f"`{file.path}`: tensor `{name}` has the shape {list(found)}, its header asks for"
-            f" {list(wanted)}",
-            hint=_HINT,
-        )
-
-
-def _blocks(file: GGUFFile) -> range:
-    return range(min(_number(file, "block_count"), len(file.tensors)))
+    check_shapes(file, wanted)
 
 
 def _n_states(file: GGUFFile) -> int:
     """Return how many states of the tower stand side by side before the projector."""
-    entry = file.metadata.get(f"{_VISION}feature_layer")
+    entry = file.metadata.get(f"{VISION}feature_layer")
     values = entry.head(entry.n_items) if entry is not None and entry.is_array else []
     layers = {value for value in values if isinstance(value, int) and value >= 0}
-    if layers and max(layers) > _number(file, "block_count"):
+    if layers and max(layers) > number(file, "block_count"):
         raise GGUFError(
-            f"`{file.path}` reads block {max(layers)} of {_number(file, 'block_count')}",
-            hint=_HINT,
+            f"`{file.path}` reads block {max(layers)} of {number(file, 'block_count')}",
+            hint=HINT,
         )
     return max(1, len(layers))
-
-
-def _number(file: GGUFFile, key: str) -> int:
-    entry = file.metadata.get(f"{_VISION}{key}")
-    value = entry.value if entry is not None and not entry.is_array else 0
-    return value if isinstance(value, int) else 0

@@ -16,6 +16,7 @@ from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.mlp_projector import check_mlp
+from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.sampling import SamplingParams
 
@@ -153,6 +154,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         check_mlp(file)
     _check_pair(path, file, text)
     _check_runtime_tokens(text, span)
+    if kind == "pixtral":
+        return replace(span, row_end=check_pixtral(file))
     if kind == "idefics3":
         return replace(span, max_aspect=_check_tiles(file))
     if kind == "gemma3":

@@ -71,6 +71,7 @@ class ImageSpan:
             libmtmd does not.
         n_whole: visual tokens that see each other both ways, so that one batch must hold them all;
             0: they do not.
+        row_end: float32 values that the projector puts between the rows of an image; b"": none.
     """
 
     template: str
@@ -79,6 +80,7 @@ class ImageSpan:
     max_aspect: int = 0
     around: tuple[str, str] = ("", "")
     n_whole: int = 0
+    row_end: bytes = b""
 
 
 _QWEN = ImageSpan(
@@ -103,6 +105,8 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         runtime_tokens=("<start_of_image>", "<end_of_image>"),
         around=("\n\n", "\n\n"),
     ),
+    # `[IMG_BREAK]` between rows comes out of the projector, with the visual tokens.
+    "pixtral": ImageSpan(template="[IMG]", runtime_tokens=("[IMG_END]",)),
 }
 
 

@@ -22,6 +22,7 @@ from edgevlm.native.text_model import (
     ModelOptions,
     TextContext,
     TextModel,
+    check_kv_type,
     open_context,
     open_text_model,
 )
@@ -315,11 +316,7 @@ def open_vlm(
         GGUFError: a file is broken or of the wrong kind.
         ModelLoadError: the files do not belong together, or llama.cpp refuses them.
     """
-    if kv_type == "Q8_0" and flash_attention == "off":
-        raise ModelLoadError(
-            "a KV cache in Q8_0 needs flash attention, which is off",
-            hint="leave `--flash-attention` at auto, or use `--kv-type f16`",
-        )
+    check_kv_type(kv_type, flash_attention)
     text_file, facts = check_text_model(model)
     span = check_projector(mmproj, text_file) if mmproj is not None else None
     with ExitStack() as stack:
@@ -347,6 +344,7 @@ def open_vlm(
                     device=device,
                     flash_attention=options.flash_attention,
                     observe=strict,
+                    row_end=span.row_end if span else b"",
                 )
             )
         layouter = Layouter(

@@ -229,6 +229,8 @@ def _visual_rows(model: Any, visual: Sequence[int]) -> Generator[list[NDArray[np
 
     Features that ride along (Qwen3-VL's deepstack) stand beside them, as in the runtime's rows.
     """
+    torch, _ = _libraries()
+    wanted = torch.tensor(visual)
     rows: list[NDArray[np.float32]] = []
     tokens: list[Any] = []
 
@@ -236,7 +238,7 @@ def _visual_rows(model: Any, visual: Sequence[int]) -> Generator[list[NDArray[np
         tokens[:] = [arguments["input_ids"][0]]
 
     def see_rows(_: Any, __: Any, arguments: dict[str, Any]) -> None:
-        where = sum(tokens[0] == token for token in visual) > 0
+        where = torch.isin(tokens[0], wanted)
         embedded = arguments.get("inputs_embeds")
         if embedded is None or not bool(where.any()):
             return

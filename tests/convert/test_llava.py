@@ -201,12 +201,13 @@ def test_another_scaling_of_pixels_is_refused(clip: Path) -> None:
         plan_conversion(clip)
 
 
-def test_pixtral_is_not_claimed(clip: Path) -> None:
-    edit(clip, "config.json", "vision_config.model_type", "pixtral")
+def test_another_tower_is_told_which_there_are(clip: Path) -> None:
+    edit(clip, "config.json", "vision_config.model_type", "eyes9")
     with pytest.raises(UnsupportedArchitectureError) as caught:
         plan_conversion(clip)
-    assert "vision tower `pixtral` is not supported yet" in caught.value.message
-    assert all(name in caught.value.hint for name in ("clip_vision_model", "siglip_vision_model"))
+    assert "vision tower `eyes9` is not supported yet" in caught.value.message
+    towers = ("clip_vision_model", "siglip_vision_model", "pixtral")
+    assert all(name in caught.value.hint for name in towers)
 
 
 def test_another_text_model_is_told_which_go_with_it(clip: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgevlm_convert.merge import Merge
 from edgevlm_convert.rules import (
     Drop,
     Mapped,
-    Merge,
     ReadRows,
     Rename,
     Rule,

@@ -4,6 +4,7 @@
     write_tokenizer_llama3(folder)   # Idefics3 over Llama 3: `<|begin_of_text|>` put in front;
                                      # tiles are named in plain text
     write_tokenizer_qwen35(folder)   # Qwen3.5: its own expression; Qwen's vision tokens
+    write_tokenizer_tekken(folder)   # Pixtral and Mistral 3: control tokens first, `<s>` in front
 
 All hold the tokens that libmtmd looks up, "\\n\\n" among them where it needs that one; but as in
 the published Idefics3-8B (and SmolVLM-Instruct, the first) `<global-img>` is none of Llama 3's.
@@ -27,6 +28,10 @@ QWEN35_LAST = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>", "<think>", "</think>",
 )  # fmt: skip
+TEKKEN_FIRST = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
+)  # fmt: skip
 _NOT_SPECIAL = ("<think>", "</think>")
 LLAMA3_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,6 +40,22 @@ LLAMA3_REGEX = (
 QWEN35_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN_REGEX = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST]"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}[IMG]{% endif %}{% endfor %}{% endif %}[/INST]"
+    "{% elif message['role'] == 'system' %}[SYSTEM_PROMPT]"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{{ message['content'][0]['text'] }}{% endif %}[/SYSTEM_PROMPT]{% else %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{{ message['content'][0]['text'] }}{% endif %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 # Idefics3 and SmolVLM print the same turns behind different beginnings.
 _TURNS = (
@@ -145,6 +166,40 @@ def write_tokenizer_qwen35(folder: Path, *, n_tokens: int = 300, declare: bool =
             "unk_token": None,
         },
         template=CHAT_TEMPLATE,
+        declare=declare,
+    )
+
+
+def write_tokenizer_tekken(folder: Path, *, n_tokens: int = 300, declare: bool = True) -> None:
+    """Write the files of Pixtral and Mistral Small 3.1: Tekken as transformers has it."""
+    tokens, merges = _bytes_and_merges(n_tokens - len(TEKKEN_FIRST))
+    names = [*TEKKEN_FIRST, *tokens]
+    tokenizer = _tokenizer(names, merges, TEKKEN_FIRST, n_model=n_tokens)
+    tokenizer["model"]["ignore_merges"] = True
+    tokenizer |= {
+        "pre_tokenizer": _split(TEKKEN_REGEX),
+        "post_processor": bos_template("<s>", 1),
+        "decoder": _byte_level(use_regex=True) | {"add_prefix_space": True},
+    }
+    write_files(
+        folder,
+        tokenizer=tokenizer,
+        settings={
+            "bos_token": "<s>",
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "</s>",
+            "extra_special_tokens": {
+                "image_break_token": "[IMG_BREAK]",
+                "image_end_token": "[IMG_END]",
+                "image_token": "[IMG]",
+            },
+            "model_max_length": 2048,
+            "pad_token": "<pad>",
+            "processor_class": "PixtralProcessor",
+            "tokenizer_class": "TokenizersBackend",
+            "unk_token": "<unk>",
+        },
+        template=_MISTRAL_TEMPLATE,
         declare=declare,
     )
 

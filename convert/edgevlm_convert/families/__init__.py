@@ -7,6 +7,8 @@ from edgevlm_convert.config import Section
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.llava import FAMILY as LLAVA
+from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
+from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
 from edgevlm_convert.families.qwen2_vl import FAMILY as QWEN2_VL
 from edgevlm_convert.families.qwen3_5 import FAMILY as QWEN3_5
@@ -26,6 +28,8 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA3,
     IDEFICS3,
     LLAVA,
+    PIXTRAL,
+    MISTRAL3,
 )
 
 

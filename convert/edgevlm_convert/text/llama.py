@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgevlm_convert.config import Section
 from edgevlm_convert.family import Part, Source, TextArchitecture
 from edgevlm_convert.metadata import u32
 from edgevlm_convert.rules import Rename, Rule, Transform
@@ -24,7 +25,7 @@ from edgevlm_convert.text.decoder import (
     rope_tensors,
     size_metadata,
 )
-from edgevlm_convert.text.rope import ALL_KINDS, read_rope
+from edgevlm_convert.text.rope import ALL_KINDS, Rope, read_rope
 from edgevlm_convert.transforms import paired_bias, paired_halves
 
 _DEFAULTS = {
@@ -36,7 +37,7 @@ _DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "vocab_size": 32000,
 }
-_MISTRAL_DEFAULTS = {
+MISTRAL_DEFAULTS = {
     **_DEFAULTS,
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
@@ -52,23 +53,44 @@ def build_llama(source: Source) -> Part:
         CheckpointError: a key is missing, of wrong type, absurd, or one that llama.cpp's graph for
             this architecture ignores.
     """
-    text, name = source.text, LLAMA.name
+    sizes = read_llama_sizes(source.text)
+    rope = read_rope(source.text, head_dim=sizes.head_dim, kinds=ALL_KINDS)
+    return build_like_llama(source, LLAMA.name, sizes, rope)
+
+
+def read_llama_sizes(text: Section) -> Sizes:
+    """Return the sizes, after refusing what the graph computes in one way only."""
     text.require("hidden_act", ("silu",), default="silu")
     text.require("pretraining_tp", (1,), default=1)
     sizes = read_sizes(text)
     if sizes.head_dim % 2:
         text.fail("head_dim", "an even number: rotary positions turn pairs of channels")
-    rope = read_rope(text, head_dim=sizes.head_dim, kinds=ALL_KINDS)
+    return sizes
+
+
+def build_like_llama(
+    source: Source, name: str, sizes: Sizes, rope: Rope, *, tied_by_default: bool = False
+) -> Part:
+    """Return rules and metadata of an architecture with Llama's tensors.
+
+    Args:
+        source: the checkpoint's configuration.
+        name: llama.cpp's name of the architecture.
+        sizes: of the text model.
+        rope: its rotary settings.
+        tied_by_default: whether a configuration that does not say means a tied output.
+    """
+    text = source.text
     attention_bias = text.boolean("attention_bias", default=False)
     mlp_bias = text.boolean("mlp_bias", default=False)
-    rules = model_rules(source, sizes.n_embd)
+    rules = model_rules(source, sizes.n_embd, tied_by_default=tied_by_default)
     for layer in range(sizes.n_layers):
         names = f"{source.prefixes.text}layers.{layer}.", f"blk.{layer}."
         rules += norm_rules(*names, sizes.n_embd)
-        rules += _paired(
-            attention_rules(*names, sizes, qkv_bias=attention_bias, output_bias=attention_bias),
-            sizes,
+        attention = attention_rules(
+            *names, sizes, qkv_bias=attention_bias, output_bias=attention_bias
         )
+        rules += attention if source.rows_are_paired else _paired(attention, sizes)
         rules += mlp_rules(*names, sizes.n_embd, sizes.n_ff, bias=mlp_bias)
     return Part(
         rules=tuple(rules),
@@ -133,5 +155,5 @@ LLAMA = TextArchitecture(
     name="llama", model_types=("llama",), defaults=_DEFAULTS, build=build_llama
 )
 MISTRAL = TextArchitecture(
-    name="llama", model_types=("mistral",), defaults=_MISTRAL_DEFAULTS, build=build_llama
+    name="llama", model_types=("mistral",), defaults=MISTRAL_DEFAULTS, build=build_llama
 )

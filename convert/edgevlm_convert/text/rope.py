@@ -22,6 +22,8 @@ from edgevlm_convert.metadata import Value, f32, string, u32
 DEFAULT_THETA = 10_000.0
 # What every architecture of llama.cpp computes; its `llama` reads tensors of factors as well.
 PLAIN_KINDS = ("linear", "yarn")
+# Dynamic scaling changes nothing within `max_position_embeddings`, the context that a file names.
+SHORT_KINDS = (*PLAIN_KINDS, "dynamic")
 ALL_KINDS = (*PLAIN_KINDS, "llama3", "longrope")
 _NO_SCALING = ("default", "mrope")
 _MAX_CONTEXT = 1 << 31
@@ -61,6 +63,7 @@ def read_rope(
     kinds: Sequence[str],
     default_theta: float = DEFAULT_THETA,
     partial: bool = False,
+    any_betas: bool = False,
 ) -> Rope:
     """Return the rotary settings of a model whose layers all have the same.
 
@@ -70,6 +73,7 @@ def read_rope(
         kinds: scaling types that llama.cpp computes for the architecture.
         default_theta: of the transformers class.
         partial: whether a head may have more channels, as `partial_rotary_factor` says.
+        any_betas: whether llama.cpp reads yarn's betas for the architecture.
 
     Raises:
         CheckpointError: a scaling type that llama.cpp does not compute, or a broken one.
@@ -81,6 +85,7 @@ def read_rope(
         kinds=kinds,
         default_theta=default_theta,
         partial=partial,
+        any_betas=any_betas,
     )
 
 
@@ -92,6 +97,7 @@ def read_rope_of(
     kinds: Sequence[str],
     default_theta: float,
     partial: bool = False,
+    any_betas: bool = False,
 ) -> Rope:
     """Return the rotary settings that stand in one section, as `read_rope`."""
     for section in () if partial else (text, rope):
@@ -102,7 +108,7 @@ def read_rope_of(
         scaling = {"type": string("linear"), "factor": f32(_factor(rope))}
         return Rope(section=rope, theta=theta, scaling=scaling)
     if kind == "yarn":
-        return Rope(section=rope, theta=theta, scaling=_yarn(rope, text))
+        return Rope(section=rope, theta=theta, scaling=_yarn(rope, text, any_betas=any_betas))
     if kind == "llama3":
         values = _llama3_factors(rope, text, theta=theta, head_dim=head_dim)
         return Rope(section=rope, theta=theta, factors={"rope_freqs.weight": values})
@@ -145,7 +151,7 @@ def _original_context(rope: Section, text: Section) -> int:
     return source.integer(key, low=1, high=_MAX_CONTEXT, default=fallback)
 
 
-def _yarn(rope: Section, text: Section) -> dict[str, Value]:
+def _yarn(rope: Section, text: Section, *, any_betas: bool) -> dict[str, Value]:
     """Return the keys of yarn.
 
     llama.cpp scales cosines by 0.1 ln(factor) + 1 and by `attn_factor`, and reads no
@@ -158,10 +164,11 @@ def _yarn(rope: Section, text: Section) -> dict[str, Value]:
         "original_context_length": u32(_original_context(rope, text)),
     }
     for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-        # Its runtime reads these keys for architectures that no family here has.
-        rope.require(key, (usual, int(usual)), default=usual)
+        if not any_betas:
+            # Its runtime reads these keys for few architectures.
+            rope.require(key, (usual, int(usual)), default=usual)
         if rope.has(key):
-            values[f"yarn_{key}"] = f32(usual)
+            values[f"yarn_{key}"] = f32(rope.number(key, low=1e-3, high=1e6))
     rope.require("truncate", (True,), default=True)
     ordinary = _mscale(factor, 1.0)
     wanted = ordinary

@@ -1,0 +1,65 @@
+"""What must hold of a Pixtral projector before llama.cpp may see it.
+
+Facts: tools/mtmd/models/pixtral.cpp and clip.cpp; heads that cannot be halved twice, and patches
+that are merged otherwise than the matrix for it wants, are assertions that end the process.
+"""
+
+from __future__ import annotations
+
+from edgevlm.errors import GGUFError
+from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
+
+_BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
+_MAX_MERGED = 16
+_ROW_END = "v.token_embd.img_break"
+
+
+def check_pixtral(file: GGUFFile) -> bytes:
+    """Check numbers and tensors of a projector whose header's numbers are positive.
+
+    Returns:
+        The float32 values of what stands between the rows of an image.
+
+    Raises:
+        GGUFError: a tensor is missing or has another shape than the header says.
+    """
+    names = {tensor.name for tensor in file.tensors}
+    width, patch, n_heads = (
+        number(file, key) for key in ("embedding_length", "patch_size", "attention.head_count")
+    )
+    n_out = number(file, "projection_dim")
+    if width % n_heads or width // n_heads % 4:
+        raise GGUFError(
+            f"`{file.path}` has {width} channels in {n_heads} heads, each of which must be a"
+            " multiple of 4",
+            hint=HINT,
+        )
+    n_merged = number(file, "spatial_merge_size") or 1
+    merges = "mm.patch_merger.weight" in names
+    if n_merged > _MAX_MERGED or (n_merged > 1 and not merges):
+        raise GGUFError(
+            f"`{file.path}` has {VISION}spatial_merge_size {n_merged} without a matrix for it",
+            hint=HINT,
+        )
+    wanted: dict[str, tuple[int, ...]] = {
+        "v.patch_embd.weight": (width, 3, patch, patch),
+        **{f"v.blk.{block}.{name}.weight": () for block in blocks(file) for name in _BLOCK},
+        "mm.1.weight": (n_out, width),
+        "mm.2.weight": (n_out, n_out),
+        _ROW_END: (n_out,),
+    }
+    if merges:
+        wanted["mm.input_norm.weight"] = (width,)
+        wanted["mm.patch_merger.weight"] = (width, width * n_merged**2)
+    check_shapes(file, wanted)
+    return _row_end(file)
+
+
+def _row_end(file: GGUFFile) -> bytes:
+    tensor = next(tensor for tensor in file.tensors if tensor.name == _ROW_END)
+    if tensor.type != "F32":
+        raise GGUFError(f"`{file.path}` holds `{_ROW_END}` as {tensor.type}, not F32", hint=HINT)
+    with tensor.path.open("rb") as stream:
+        stream.seek(tensor.offset)
+        return stream.read(tensor.n_bytes)
