@@ -168,10 +168,14 @@ class Manifest(_Record):
     verify: dict[str, object] = Field(default_factory=dict)
 
     def with_files(self, new: Sequence[FileEntry]) -> Manifest:
-        """Return the manifest with `new` entries; one of the same model is replaced."""
+        """Return the manifest with `new` entries.
+
+        One of the same model is replaced, and what was found out about that is dropped.
+        """
         stems = {model_stem(entry.name) for entry in new}
         kept = [entry for entry in self.files if model_stem(entry.name) not in stems]
-        return self.model_copy(update={"files": [*kept, *new]})
+        found = {key: value for key, value in self.verify.items() if model_stem(key) not in stems}
+        return self.model_copy(update={"files": [*kept, *new], "verify": found})
 
     def to_json(self) -> str:
         """Return the manifest as it is stored."""

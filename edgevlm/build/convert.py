@@ -111,7 +111,8 @@ def convert_model(
             )
             manifest = _manifest(planned.conversion, hashed())
             if same and before is not None:
-                manifest = manifest.model_copy(update={"files": before.files})
+                kept_records = {"files": before.files, "drift": before.drift}
+                manifest = manifest.model_copy(update={**kept_records, "verify": before.verify})
             manifest = manifest.with_files(written).model_copy(
                 update={"tokenizer": proof[0] if proof else None}
             )

@@ -274,6 +274,9 @@ def test_convert_verifies_what_it_wrote(
     assert document["verify"]["verdict"] == "pass"
     assert document["verify"]["mmproj_file"] == "mmproj-m-Q8_0.gguf"
     assert sorted(kept(tmp_path / "m")) == ["m-BF16.gguf", "m-Q8_0.gguf"]
+    # Of a file that is written anew nothing is known.
+    assert convert(checkpoint, tmp_path / "m", "--level", "Q8_0", "--force", "--quiet") == 0
+    assert list(kept(tmp_path / "m")) == ["m-BF16.gguf"]
 
 
 def test_convert_against_a_reference(
