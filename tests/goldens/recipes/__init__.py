@@ -8,6 +8,8 @@ from tests.goldens.recipes import (
     gemma3_variants,
     idefics3,
     llava,
+    mistral3,
+    pixtral,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_5,
@@ -37,5 +39,7 @@ RECIPES: dict[str, Recipe] = {
         smolvlm.RECIPE,
         idefics3.RECIPE,
         *llava.RECIPES,
+        pixtral.RECIPE,
+        mistral3.RECIPE,
     )
 }
