@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm_convert.chat_template import chat_templates
@@ -22,7 +23,7 @@ from edgevlm_convert.vocabulary.added import AddedToken, added_tokens, by_conten
 from edgevlm_convert.vocabulary.byte_level import byte_level_keys
 from edgevlm_convert.vocabulary.pre_tokenizers import choose_pre_tokenizer, recognise_normalizer
 from edgevlm_convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, SentencePieceModel
-from edgevlm_convert.vocabulary.special import end_keys, read_specials, special_keys
+from edgevlm_convert.vocabulary.special import check_end, end_keys, read_specials, special_keys
 from edgevlm_convert.vocabulary.structure import fields_of
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
 from edgevlm_convert.vocabulary.unigram import UNKNOWN_ID, unigram_keys
@@ -90,7 +91,9 @@ def vocabulary(
         document.raw("post_processor") if document else None,
         adds_by_default=kind.adds_by_default if tokenizer else (),
     )
-    special = special_keys(specials, checkpoint.config, added, n_rows=n_rows)
+    generation = checkpoint.optional_json("generation_config.json")
+    special = special_keys(specials, checkpoint.config, generation, added, n_rows=n_rows)
+    _check_end(kind, special)
     llama = _text_model(checkpoint.config) in _LLAMA
     values: dict[str, Value] = {}
     written = _SPACE_PREFIX in kind.keys
@@ -106,7 +109,7 @@ def vocabulary(
         values["tokenizer.ggml.add_bos_token"] = boolean(False)
     if kind.keys["tokenizer.ggml.model"].value == "llama" and not kind.space_prefix:
         values.setdefault(_SPACE_PREFIX, boolean(False))
-    values |= end_keys(checkpoint.optional_json("generation_config.json"), special, n_rows=n_rows)
+    values |= end_keys(checkpoint.config, generation, special, n_rows=n_rows)
     if kind.normalizer:
         values["edgevlm.tokenizer.normalizer"] = string(kind.normalizer)
     return values
@@ -179,6 +182,13 @@ def _read_sentencepiece(
         pieces, added, n_rows=n_rows, runtime_tokens=runtime_tokens
     )
     return _Kind(keys=keys, adds_by_default=("bos",), space_prefix=prefix)
+
+
+def _check_end(kind: _Kind, special: Mapping[str, Value]) -> None:
+    model, tokens, types = (
+        kind.keys[f"tokenizer.ggml.{name}"].value for name in ("model", "tokens", "token_type")
+    )
+    check_end(cast(str, model), cast(Sequence[str], tokens), cast(Sequence[int], types), special)
 
 
 def _is_byte_level(tokenizer: TokenizerJson) -> bool:

@@ -159,6 +159,7 @@ def write_crossing(
         },
     }
     write_json(folder / "tokenizer.json", tokenizer)
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|im_end|>"})
     return len(ids) + 1
 
 

@@ -101,7 +101,7 @@ def test_the_unknown_token_is_the_models(tmp_path: Path) -> None:
         tokenizer["added_tokens"] = tokenizer["added_tokens"][2:]
 
     edit(tmp_path, swap)
-    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     edit(tmp_path, lambda t: t.update(post_processor=None))
     with open_vocabulary(write_vocabulary(tmp_path)) as vocabulary:
         assert vocabulary.tokenize("\u4f60") == [1]

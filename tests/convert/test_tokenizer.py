@@ -155,6 +155,37 @@ def test_every_end_token_is_kept(
     assert (None if found is None else list(cast(list[int], found.value))) == expected
 
 
+def test_end_tokens_of_the_config_are_kept(broken: Path, edit_json: EditJson) -> None:
+    (broken / "generation_config.json").unlink(missing_ok=True)
+    edit_json("tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+    edit_json("config.json", lambda config: config["text_config"].update(eos_token_id=[293, 292]))
+    assert value_of(broken, "ggml.eos_token_id") == 293
+    ends = metadata_of(broken)["edgevlm.tokenizer.end_token_ids"].value
+    assert list(cast(list[int], ends)) == [292, 293]
+
+
+def test_an_end_that_only_the_generation_config_names(broken: Path, edit_json: EditJson) -> None:
+    edit_json("tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+    edit_json("generation_config.json", lambda settings: settings.update(eos_token_id=294))
+    edit_json("config.json", lambda config: config["text_config"].pop("eos_token_id", None))
+    assert value_of(broken, "ggml.eos_token_id") == 294
+
+
+def test_no_end_at_all(broken: Path, edit_json: EditJson) -> None:
+    (broken / "generation_config.json").unlink(missing_ok=True)
+    edit_json("tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+    for section in ("text_config", None):
+        edit_json(
+            "config.json",
+            lambda config, section=section: (config[section] if section else config).pop(
+                "eos_token_id", None
+            ),
+        )
+    # Token 11 is what llama.cpp takes for a byte-level vocabulary.
+    with pytest.raises(ConversionError, match=r"no file says which token ends a text .* `ċ`"):
+        plan_conversion(broken)
+
+
 @pytest.mark.parametrize("eos", [320, -1, "</s>", [294, True], [[294]]], ids=str)
 def test_end_tokens_that_are_none(broken: Path, edit_json: EditJson, eos: Any) -> None:
     edit_json("generation_config.json", lambda settings: settings.update(eos_token_id=eos))

@@ -194,11 +194,17 @@ def run(path: Path) -> None:
     """Convert and prove one vocabulary, in every form."""
     metadata = read_gguf(path).metadata
     prefix = "tokenizer.ggml."
-    values = {key.removeprefix(prefix): value.value for key, value in metadata.items()}
+    values: dict[str, Any] = {
+        key.removeprefix(prefix): value.value for key, value in metadata.items()
+    }
     with tempfile.TemporaryDirectory() as scratch:
         for form, folder in folders(values, Path(scratch)):
             begin = time.perf_counter()
-            config = Section({"text_config": {"model_type": "llama"}}, file="config.json")
+            settings = {
+                "text_config": {"model_type": "llama"},
+                "eos_token_id": values["eos_token_id"],
+            }
+            config = Section(settings, file="config.json")
             checkpoint = Checkpoint(folder=folder, config=config, tensors={})
             keys = vocabulary(checkpoint, n_rows=len(values["tokens"]), runtime_tokens=())  # pyright: ignore
             same = {

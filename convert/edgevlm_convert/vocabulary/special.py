@@ -17,6 +17,7 @@ from edgevlm_convert.config import Section
 from edgevlm_convert.json_file import DAMAGED_HINT, quoted
 from edgevlm_convert.metadata import Value, array, boolean, u32
 from edgevlm_convert.vocabulary.added import SPECIAL_KINDS, AddedToken, by_content, token_text
+from edgevlm_convert.vocabulary.rows import CONTROL
 
 # "seperator" is the format's own spelling; llama.cpp has no key for cls.
 _ID_KEYS = {
@@ -28,6 +29,8 @@ _ID_KEYS = {
     "mask": "tokenizer.ggml.mask_token_id",
     "eot": "tokenizer.ggml.eot_token_id",
 }
+# EOS where no key names it.
+_DEFAULT_EOS = {"gpt2": 11, "llama": 2, "t5": 1}
 _BORROWED = {"bos": "cls", "eos": "sep"}
 
 
@@ -160,18 +163,28 @@ def _check_added(reading: _Reading, told: Mapping[str, bool]) -> None:
 
 
 def special_keys(
-    specials: Specials, config: Section, added: Mapping[int, AddedToken], *, n_rows: int
+    specials: Specials,
+    config: Section,
+    generation: Section | None,
+    added: Mapping[int, AddedToken],
+    *,
+    n_rows: int,
 ) -> dict[str, Value]:
-    """Return the keys of ids and flags."""
+    """Return the keys of ids and flags.
+
+    Raises:
+        CheckpointError: an id that is none.
+    """
     known = by_content(added)
     found = {kind: known[name] for kind, name in specials.names.items() if name in known}
-    sections = [config, *([config.section("text_config")] if config.has("text_config") else [])]
+    sections = _sections(config)
     for kind in SPECIAL_KINDS:
         for section in sections:
             number = section.raw(f"{kind}_token_id")
-            # A list (several end tokens) is left to the chat template's end of turn.
             if kind not in found and isinstance(number, int) and not isinstance(number, bool):
                 found[kind] = section.integer(f"{kind}_token_id", low=0, high=n_rows - 1)
+    if "eos" not in found and (ends := _ends(config, generation, n_rows)):
+        found["eos"] = ends[0]
     ids = {_ID_KEYS[kind]: u32(number) for kind, number in found.items() if kind in _ID_KEYS}
     return ids | {
         f"tokenizer.ggml.add_{kind}_token": boolean(flag) for kind, flag in specials.flags.items()
@@ -179,30 +192,74 @@ def special_keys(
 
 
 def end_keys(
-    generation: Section | None, special: Mapping[str, Value], *, n_rows: int
+    config: Section, generation: Section | None, special: Mapping[str, Value], *, n_rows: int
 ) -> dict[str, Value]:
-    """Return the ids of generation_config.json that end an answer, where there are more than EOS.
+    """Return what ends an answer, where that is more than EOS.
 
     libllama reads one EOS of a file and finds some others by their names; some models have more.
+
+    Raises:
+        CheckpointError: an id that is none.
     """
-    found = generation.raw("eos_token_id") if generation else None
-    ids = cast(list[object], found) if isinstance(found, list) else [found]
-    ends: list[int] = []
-    for number in ids:
-        if number is None:
-            continue
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < n_rows:
-            raise CheckpointError(
-                f"generation_config.json: `eos_token_id` {quoted(str(number)[:40])} is not one of"
-                f" {n_rows} tokens",
-                hint=DAMAGED_HINT,
-            )
-        ends.append(number)
+    ends = _ends(config, generation, n_rows)
     eos = special.get(_ID_KEYS["eos"])
     known = [] if eos is None else [eos.value]
     if not ends or ends == known:
         return {}
     return {"edgevlm.tokenizer.end_token_ids": array("UINT32", sorted(set(ends)))}
+
+
+def _ends(config: Section, generation: Section | None, n_rows: int) -> list[int]:
+    """Return the ids that end an answer: of generation_config.json, else a list in config.json.
+
+    A single number in config.json is often no more than the default of its class.
+    """
+    found = generation.raw("eos_token_id") if generation else None
+    file = "generation_config.json"
+    if found is None:
+        values = [section.raw("eos_token_id") for section in _sections(config)]
+        found = next(filter(_is_list, values), None)
+        file = "config.json"
+    ends: list[int] = []
+    for number in cast(list[object], found) if _is_list(found) else [found]:
+        if number is None:
+            continue
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < n_rows:
+            raise CheckpointError(
+                f"{file}: `eos_token_id` {quoted(str(number)[:40])} is not one of {n_rows} tokens",
+                hint=DAMAGED_HINT,
+            )
+        ends.append(number)
+    return ends
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _sections(config: Section) -> list[Section]:
+    return [config, *([config.section("text_config")] if config.has("text_config") else [])]
+
+
+def check_end(
+    model: str, tokens: Sequence[str], types: Sequence[int], special: Mapping[str, Value]
+) -> None:
+    """Check that EOS is known: where no key says so llama.cpp ends an answer at a default id.
+
+    Facts from llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load`).
+
+    Raises:
+        ConversionError: no file names EOS, and the token of that id does not look like one.
+    """
+    number = _DEFAULT_EOS[model]
+    if _ID_KEYS["eos"] in special or number >= len(tokens):
+        return
+    if types[number] != CONTROL:
+        raise ConversionError(
+            "no file says which token ends a text (EOS), and llama.cpp would take"
+            f" {quoted(tokens[number])}",
+            hint="name `eos_token` in tokenizer_config.json",
+        )
 
 
 def _unknown(what: str) -> ConversionError:
