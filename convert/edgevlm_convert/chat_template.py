@@ -9,6 +9,7 @@ Keys: gguf-py gguf_writer.py `add_chat_template`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -43,6 +44,22 @@ def chat_templates(folder: Path, settings: Section | None) -> dict[str, Value]:
     if templates:
         values["tokenizer.chat_templates"] = array("STRING", list(templates))
     return values
+
+
+def with_place_for_images(
+    values: Mapping[str, Value], *, span: str, template: str
+) -> dict[str, Value]:
+    """Return vocabulary keys whose chat template shows images.
+
+    Args:
+        values: of a checkpoint.
+        span: what the family's templates print for an image.
+        template: to use where the checkpoint's own does not; "" to leave it as it is.
+    """
+    own = values.get(_KEY)
+    if not template or (own is not None and span in str(own.value)):
+        return dict(values)
+    return {**values, _KEY: string(template)}
 
 
 def _named(found: object, file: str) -> dict[str, str]:

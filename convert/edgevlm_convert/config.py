@@ -14,6 +14,8 @@ MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 18
 MAX_HEADS = 4096
 MAX_VOCABULARY = 1 << 22
+# Classes that are not transformers' own have other names for a section (OpenGVLab's InternVL).
+_OTHER_NAMES = {"text_config": ("llm_config",)}
 _SHORT = reprlib.Repr()
 _SHORT.maxother = 60
 _SHORT.maxlong = 30
@@ -32,8 +34,12 @@ class Section:
         self._path = path
 
     def has(self, key: str) -> bool:
-        """Return whether the key is there and not null."""
-        return self._values.get(key) is not None
+        """Return whether the key is there and not null; a section may have another name."""
+        return self._values.get(self._found(key)) is not None
+
+    def _found(self, key: str) -> str:
+        names = (key, *_OTHER_NAMES.get(key, ()))
+        return next((name for name in names if self._values.get(name) is not None), key)
 
     def keys(self) -> list[str]:
         """Return the names of all keys."""
@@ -46,7 +52,8 @@ class Section:
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raise the error for a key whose value is missing or not as expected."""
         where = f"{self._file}: `{self._path}{key}`"
-        state = f"is {_SHORT.repr(self._values[key])}" if self.has(key) else "is missing"
+        value = self._values.get(key)
+        state = "is missing" if value is None else f"is {_SHORT.repr(value)}"
         raise CheckpointError(
             f"{where} {state}, expected {expected}",
             hint="the file is damaged or of another model; download the checkpoint again",
@@ -54,6 +61,7 @@ class Section:
 
     def section(self, key: str) -> Section:
         """Return a nested object."""
+        key = self._found(key)
         value = self._values.get(key)
         if not isinstance(value, dict):
             self.fail(key, "an object")
@@ -71,6 +79,10 @@ class Section:
         """Return this section with `defaults` for the keys that are missing or null."""
         given = {key: value for key, value in self._values.items() if value is not None}
         return Section({**defaults, **given}, file=self._file, path=self._path)
+
+    def with_values(self, values: Mapping[str, object]) -> Section:
+        """Return this section with `values` in place of its own."""
+        return Section({**self._values, **values}, file=self._file, path=self._path)
 
     def integer(self, key: str, *, low: int, high: int, default: int | None = None) -> int:
         """Return an integer in [low, high]."""

@@ -15,6 +15,10 @@ def _no_metadata() -> dict[str, Value]:
     return {}
 
 
+def _no_reasons() -> dict[str, str]:
+    return {}
+
+
 def _no_shapes() -> dict[str, tuple[int, ...]]:
     return {}
 
@@ -49,8 +53,9 @@ class Source:
         preprocessor: image settings.
         prefixes: of the checkpoint's tensors.
         shapes: of the checkpoint's tensors by name, for what is stored in more than one way.
-        class_token_first: asks whether the installed llama.cpp puts a vision tower's class token
-            before the patches, as towers are trained; the pinned one puts it behind them.
+        class_token_first: asks whether the installed llama.cpp, for a type of projector, puts the
+            tower's class token before the patches, as towers are trained; the pinned one puts it
+            behind them.
         reads_norm_epsilon: asks whether the installed llama.cpp reads the epsilon of the norms of
             a text architecture that the pinned one does not read it for.
         token_id: the id of an added token of the tokenizer by its text, None where it has none.
@@ -63,7 +68,7 @@ class Source:
     preprocessor: Section
     prefixes: Prefixes
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=_no_shapes)
-    class_token_first: Callable[[], bool] = lambda: False
+    class_token_first: Callable[[str], bool] = lambda projector: False
     reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False
     token_id: Callable[[str], int | None] = lambda text: None
     rows_are_paired: bool = False
@@ -128,6 +133,9 @@ class Family:
         status: one line on what has been checked.
         names_vision: whether a configuration must name its vision tower, where another family has
             the same architecture.
+        chat_template: stands in for a checkpoint's that has no place for images, because its own
+            class writes prompts in code; "" for none.
+        refused_texts: why it cannot go with a text model, by `text_config.model_type`.
     """
 
     name: str
@@ -140,6 +148,8 @@ class Family:
     runtime_tokens: tuple[str, ...]
     status: str
     names_vision: bool = False
+    chat_template: str = ""
+    refused_texts: Mapping[str, str] = field(default_factory=_no_reasons)
 
     def matches(self, config: Section) -> bool:
         """Return whether a checkpoint's config.json is of this family."""

@@ -10,6 +10,7 @@ from typing import Literal
 from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm.progress import SILENT, Progress
 from edgevlm_convert.adapter import Merged, merge, open_adapter
+from edgevlm_convert.chat_template import with_place_for_images
 from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_convert.config import Section
 from edgevlm_convert.dequantize import unpack
@@ -74,7 +75,7 @@ def plan_conversion(
     outtype: OuttypeOption = "auto",
     text_encoder: TensorEncoder | None = None,
     mmproj_encoder: TensorEncoder | None = None,
-    class_token_first: Callable[[], bool] = lambda: False,
+    class_token_first: Callable[[str], bool] = lambda projector: False,
     reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False,
     adapter: Path | None = None,
     pre: str | None = None,
@@ -88,8 +89,8 @@ def plan_conversion(
             F16 of a float32 checkpoint (as llama.cpp's converter does).
         text_encoder: quantizes the text model in the same pass.
         mmproj_encoder: quantizes the projector in the same pass.
-        class_token_first: asked when the vision tower has a class token: whether the installed
-            llama.cpp puts it before the patches; the pinned one does not.
+        class_token_first: asked about a type of projector when the vision tower has a class token:
+            whether the installed llama.cpp puts it before the patches; the pinned one does not.
         reads_norm_epsilon: asked about a text architecture whose norms' epsilon the pinned
             llama.cpp leaves unread: whether the installed one reads it.
         adapter: folder of a PEFT LoRA adapter to merge.
@@ -112,6 +113,9 @@ def plan_conversion(
     name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
     tokens = vocabulary(
         checkpoint, n_rows=model.source.n_vocab, runtime_tokens=model.family.runtime_tokens, pre=pre
+    )
+    tokens = with_place_for_images(
+        tokens, span=model.family.image_span, template=model.family.chat_template
     )
     outtypes: dict[str, Outtype] = {
         file: _resolve(outtype, model.outputs[file], model.stored) for file in model.parts
@@ -173,7 +177,7 @@ class _Model:
 def _read(
     folder: Path,
     *,
-    class_token_first: Callable[[], bool],
+    class_token_first: Callable[[str], bool],
     reads_norm_epsilon: Callable[[str], bool],
     adapter: Path | None,
 ) -> _Model:

@@ -34,7 +34,9 @@ _PROJECTOR = (
     "multi_modal_projector.",
     "model.connector.",
     "connector.",
+    "mlp1.",
 )
+_BLOCKS = ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
 _HEAD = ("lm_head.", "language_model.lm_head.", "model.lm_head.")
 
 
@@ -71,7 +73,7 @@ def find_prefixes(names: Iterable[str], usual: Prefixes) -> Prefixes:
                 return prefix
         return first
 
-    vision = find(usual.vision, _VISION, ("blocks.", "encoder.layers.", "transformer.layers."))
+    vision = find(usual.vision, _VISION, _BLOCKS)
     own_projector = usual.projector != usual.vision
     return Prefixes(
         text=find(usual.text, _TEXT, ("layers.",)),

@@ -186,11 +186,11 @@ def _plan(
     )
 
 
-def _class_token_first() -> bool:
+def _class_token_first(projector: str) -> bool:
     # Asked for towers with a class token alone: llama.cpp's libraries are loaded for it.
     from edgevlm.runtime.class_token import class_token_first
 
-    return class_token_first()
+    return class_token_first(projector)
 
 
 def _reads_norm_epsilon(architecture: str) -> bool:

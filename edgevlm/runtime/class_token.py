@@ -1,9 +1,10 @@
 """Where the installed llama.cpp puts a vision tower's class token: asked, not looked up.
 
 Towers are trained with that token, and its row of the position table, before the patches. The
-graph of llama-cpp-python 0.3.36 puts the token behind them (tools/mtmd/models/llava.cpp), a fault
-that a newer one may have mended. A tiny tower whose positions, class token and patches can be told
-apart in what comes out is made, opened and asked.
+graphs of llama-cpp-python 0.3.36 put the token behind them (tools/mtmd/models/llava.cpp and
+internvl.cpp), a fault that a newer one may have mended, in one of them or in both. For each type of
+projector a tiny tower whose positions, class token and patches can be told apart in what comes out
+is made, opened and asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from edgevlm.native.vocabulary import open_vocabulary
 
 # Written by the converter: which of both llama.cpp a projector's position table is for.
 KEY = "edgevlm.class_token_first"
+_TYPE = "clip.projector_type"
+# Both layers of a projector, and the norm before them.
+_MATRICES = {"mlp": ("mm.0", "mm.2"), "internvl": ("mm.model.mlp.1", "mm.model.mlp.3")}
+_NORMS = {"internvl": "mm.model.mlp.0"}
+_TOKENS, _CONTROL = ("<img>", "</img>"), 3
 _PATCH, _SIDE = 8, 2
 _N_EMBD, _N_FF, _N_OUT = 32, 64, 32
 # Channels that say what a row is made of.
@@ -45,8 +51,11 @@ class _TextSide:
 
 
 @cache
-def class_token_first() -> bool:
+def class_token_first(projector_type: str) -> bool:
     """Return whether position tables may stay in the order in which checkpoints have them.
+
+    Args:
+        projector_type: "mlp" or "internvl", whose graphs are apart.
 
     Raises:
         ModelLoadError: llama-cpp-python is missing, or refuses the tower.
@@ -55,7 +64,7 @@ def class_token_first() -> bool:
     pixels[:_PATCH, :_PATCH] = 255
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
         tower, text = Path(folder) / "mmproj.gguf", Path(folder) / "text.gguf"
-        _write_tower(tower)
+        _write_tower(tower, projector_type)
         _write_header(text)
         with (
             open_vocabulary(text) as vocabulary,
@@ -73,8 +82,11 @@ def check_class_token(mmproj: Path) -> None:
     Raises:
         ModelLoadError: the file is for another one; every patch would get its neighbour's place.
     """
-    entry = read_gguf(mmproj).metadata.get(KEY)
-    if entry is None or entry.value is class_token_first():
+    metadata = read_gguf(mmproj).metadata
+    if KEY not in metadata:
+        return
+    # The header has been checked: the type is one of those that are known.
+    if metadata[KEY].value is class_token_first(str(metadata[_TYPE].value)):
         return
     raise ModelLoadError(
         f"`{mmproj}` is for a llama.cpp that treats the vision tower's class token in another way"
@@ -95,22 +107,29 @@ def keeps_order(rows: NDArray[np.float32]) -> bool:
 
 
 def _write_header(path: Path) -> None:
-    """Write a text model without tensors or tokens."""
-    from edgevlm_convert.metadata import f32, string, u32
+    """Write a text model without tensors, with the tokens that libmtmd puts around an image."""
+    from edgevlm_convert.metadata import array, f32, string, u32
     from edgevlm_convert.writer import plan_gguf, write_gguf
 
     sizes = ("context_length", "embedding_length", "block_count", "feed_forward_length")
     metadata = {
         "general.architecture": string("llama"),
-        "tokenizer.ggml.model": string("none"),
-        **{f"llama.{name}": u32(1) for name in (*sizes, "attention.head_count", "vocab_size")},
+        "tokenizer.ggml.model": string("gpt2"),
+        "tokenizer.ggml.pre": string("gpt-2"),
+        "tokenizer.ggml.tokens": array("STRING", _TOKENS),
+        "tokenizer.ggml.token_type": array("INT32", [_CONTROL] * len(_TOKENS)),
+        "tokenizer.ggml.merges": array("STRING", ["a a"]),
+        **{f"llama.{name}": u32(1) for name in (*sizes, "attention.head_count")},
         "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
     }
     write_gguf(plan_gguf(metadata=metadata, tensors=[]), path, n_threads=1)
 
 
-def _write_tower(path: Path) -> None:
-    """Write a mmproj whose only block changes nothing and whose projector hands rows over."""
+def _write_tower(path: Path, projector_type: str) -> None:
+    """Write a mmproj whose only block changes nothing and whose projector hands rows over.
+
+    InternVL's normalizes them first, which leaves what is marked far above the rest.
+    """
     from edgevlm_convert.encoder import TensorInfo
     from edgevlm_convert.metadata import Value, array, boolean, f32, string, u32
     from edgevlm_convert.writer import OutputTensor, plan_gguf, write_gguf
@@ -120,7 +139,7 @@ def _write_tower(path: Path) -> None:
         "general.type": string("mmproj"),
         "general.file_type": u32(0),
         "clip.has_vision_encoder": boolean(True),
-        "clip.projector_type": string("mlp"),
+        _TYPE: string(projector_type),
         "clip.vision.projection_dim": u32(_N_OUT),
         "clip.vision.image_size": u32(_SIDE * _PATCH),
         "clip.vision.patch_size": u32(_PATCH),
@@ -132,6 +151,7 @@ def _write_tower(path: Path) -> None:
         "clip.vision.image_mean": array("FLOAT32", [0.0] * 3),
         "clip.vision.image_std": array("FLOAT32", [1.0] * 3),
         "clip.vision.feature_layer": array("INT32", [1]),
+        "clip.vision.projector.scale_factor": u32(1),
     }
 
     def tensor(name: str, values: NDArray[np.float32]) -> OutputTensor:
@@ -141,11 +161,11 @@ def _write_tower(path: Path) -> None:
             read=lambda start, stop: rows[start:stop],
         )
 
-    tensors = [tensor(name, values) for name, values in _tower().items()]
+    tensors = [tensor(name, values) for name, values in _tower(projector_type).items()]
     write_gguf(plan_gguf(metadata=metadata, tensors=tensors), path, n_threads=1)
 
 
-def _tower() -> Mapping[str, NDArray[np.float32]]:
+def _tower(projector_type: str) -> Mapping[str, NDArray[np.float32]]:
     def zeros(*shape: int) -> NDArray[np.float32]:
         return np.zeros(shape, dtype=np.float32)
 
@@ -168,7 +188,10 @@ def _tower() -> Mapping[str, NDArray[np.float32]]:
     for name, shape in shapes.items():
         tensors[f"v.blk.0.{name}.weight"] = zeros(*shape)
         tensors[f"v.blk.0.{name}.bias"] = zeros(shape[0])
-    for name in ("mm.0", "mm.2"):
+    if projector_type in _NORMS:
+        tensors[f"{_NORMS[projector_type]}.weight"] = np.ones(_N_EMBD, dtype=np.float32)
+        tensors[f"{_NORMS[projector_type]}.bias"] = zeros(_N_EMBD)
+    for name in _MATRICES[projector_type]:
         tensors[f"{name}.weight"] = np.eye(_N_OUT, _N_EMBD, dtype=np.float32)
         tensors[f"{name}.bias"] = zeros(_N_OUT)
     return tensors

@@ -50,6 +50,7 @@ from edgevlm.runtime.text_memory import (
     text_compute,
     work,
 )
+from edgevlm.runtime.tile_canvas import MAX_TILES, USUAL_TILES, TileCanvas
 
 # Context length in tokens when nobody names one, unless the model's own is shorter.
 DEFAULT_N_CTX = 4096
@@ -66,6 +67,8 @@ _DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16)}
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
 _TILE_PIXEL_BYTES = 12 + 3 * 3
+# InternVL's tiles are cut here and made floats one by one: the picture that they are cut from.
+_CANVAS_PIXEL_BYTES = 2 * 3
 # Embeddings: in the graph, in libmtmd, in numpy.
 _EMBEDDING_COPIES = 3
 
@@ -185,11 +188,13 @@ def _vision_compute(
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
     n_copies = _EMBEDDING_COPIES + image.n_waiting
     embeddings = n_copies * sizes.input * n_patches // merged
+    is_cut_here = _projector_type(mmproj) == "internvl"
+    waiting_bytes = _CANVAS_PIXEL_BYTES if is_cut_here else _TILE_PIXEL_BYTES
     n_source = max((width * height for width, height in image_sizes), default=0)
     return (
         graph
         + F32_BYTES * embeddings
-        + (_PIXEL_BYTES + image.n_waiting * _TILE_PIXEL_BYTES) * image.n_pixels
+        + (_PIXEL_BYTES + image.n_waiting * waiting_bytes) * image.n_pixels
         + 3 * n_source
         + work(max(width, ffn), n_patches)
     )
@@ -234,6 +239,10 @@ def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:
     """Return how many tiles stand beside the overview of an image (tools/mtmd/mtmd-image.cpp)."""
     longest = max(numbers(mmproj, "clip.vision.preproc_image_size"), default=0)
     side = _image_side(mmproj)
+    if _projector_type(mmproj) == "internvl":
+        most = max(numbers(mmproj, "clip.vision.preproc_max_tiles"), default=USUAL_TILES)
+        columns, rows = TileCanvas(side=side, max_tiles=min(most, MAX_TILES)).grid(width, height)
+        return columns * rows if columns * rows > 1 else 0
     if _projector_type(mmproj) != "idefics3" or not longest or not side:
         return 0
     shortest = longest * min(width, height) // max(1, width, height)

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ContextOverflowError, ImageError, PromptError
-from edgevlm.native.projector import BitmapPart, ImageChunk, Projector, TextChunk, TextPart
+from edgevlm.native.projector import BitmapPart, ImageChunk, TextChunk, TextPart
 from edgevlm.native.text_model import TextModel
 from edgevlm.runtime.answer import ImageCost
 from edgevlm.runtime.preflight import TextFacts
 from edgevlm.runtime.prompt import ChatTemplate, ImageSpan, Message, PromptPart
+from edgevlm.runtime.tiled_projector import ImageEncoder
 
 Pixels = NDArray[np.uint8]
 # Stands for a visual token where token ids are listed.
@@ -99,7 +100,7 @@ class Layouter:
         self,
         *,
         model: TextModel,
-        projector: Projector | None,
+        projector: ImageEncoder | None,
         facts: TextFacts,
         span: ImageSpan | None,
         chat_template: str | None = None,
@@ -174,7 +175,7 @@ class Layouter:
         """Whether the chat template knows a switch for thinking."""
         return self.template is not None and self.template.takes_think
 
-    def projector(self) -> Projector:
+    def projector(self) -> ImageEncoder:
         """Return the projector.
 
         Raises:

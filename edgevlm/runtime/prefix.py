@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevlm.native.projector import EncodedImage, ImageChunk, Projector, TextChunk
+from edgevlm.native.projector import EncodedImage, ImageChunk, TextChunk
 from edgevlm.native.text_model import TextContext
 from edgevlm.runtime.embedding_cache import EmbeddingCache
 from edgevlm.runtime.layout import Layout, Pixels
+from edgevlm.runtime.tiled_projector import ImageEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class KVCache:
     def prefill(
         self,
         layout: Layout,
-        projector: Callable[[], Projector],
+        projector: Callable[[], ImageEncoder],
         *,
         reuse: bool = True,
         should_end: Callable[[], bool] = lambda: False,

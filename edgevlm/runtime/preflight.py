@@ -15,6 +15,7 @@ from typing import Any
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
+from edgevlm.runtime.internvl_projector import check_internvl
 from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
@@ -158,6 +159,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, row_end=check_pixtral(file))
     if kind == "idefics3":
         return replace(span, max_aspect=_check_tiles(file))
+    if kind == "internvl":
+        return replace(span, canvas=check_internvl(file))
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import PromptError
 from edgevlm.native.projector import TextPart
 from edgevlm.runtime.template import BoundedTemplate
+from edgevlm.runtime.tile_canvas import Canvas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class ImageSpan:
         n_whole: visual tokens that see each other both ways, so that one batch must hold them all;
             0: they do not.
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
+        canvas: what images are stretched to before libmtmd cuts them; None: they are not.
     """
 
     template: str
@@ -81,6 +83,7 @@ class ImageSpan:
     around: tuple[str, str] = ("", "")
     n_whole: int = 0
     row_end: bytes = b""
+    canvas: Canvas | None = None
 
 
 _QWEN = ImageSpan(
@@ -100,6 +103,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         spelled="<global-img>",
     ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
+    "internvl": ImageSpan(template="<IMG_CONTEXT>", runtime_tokens=("<img>", "</img>")),
     "gemma3": ImageSpan(
         template="<start_of_image>",
         runtime_tokens=("<start_of_image>", "<end_of_image>"),

@@ -27,6 +27,7 @@ _MODELS = "transformers.models"
 _QWEN_PAD = "<|image_pad|>"
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 _PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
+_CONTEXT, _TILES_BEGIN, _TILES_END = "<IMG_CONTEXT>", "<img>", "</img>"
 # What stands for one visual token until the text is complete: no template writes it.
 _MARK = "\0"
 
@@ -65,6 +66,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "idefics3": _tiles,
         "llava": _llava,
         "gemma3": _gemma,
+        "internvl": _internvl,
         "pixtral": _pixtral,
         "mistral3": _pixtral,
     }
@@ -182,6 +184,32 @@ def _llava(folder: Path, checkpoint: Checkpoint) -> Inputs:
         made = processor(text=[text], images=list(images) or None, return_tensors="pt")
         ids = made["input_ids"][0].tolist()
         return ids, {"pixel_values": made["pixel_values"]} if images else {}
+
+    return Inputs(prepare=prepare, image_token=_image_token(config))
+
+
+def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """Tiles, then the whole image, between two tokens."""
+    config = checkpoint.config
+    tokenizer = _tokenizer(folder)
+    module = _module("got_ocr2.image_processing_pil_got_ocr2")
+    processor = module.GotOcr2ImageProcessorPil.from_pretrained(folder)
+    transformers: Any = importlib.import_module("transformers")
+    settings = transformers.AutoConfig.from_pretrained(folder)
+    vision = settings.vision_config
+    n_tokens = int(vision.image_size[0] // vision.patch_size[0] * settings.downsample_ratio) ** 2
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        tensors: dict[str, Any] = {}
+        if images:
+            # The processor cuts whatever the image processor's settings say.
+            made = processor(images=list(images), crop_to_patches=True, return_tensors="pt")
+            for n_tiles in made["num_patches"].tolist():
+                tokens = _MARK * (n_tokens * n_tiles)
+                text = text.replace(_CONTEXT, f"{_TILES_BEGIN}{tokens}{_TILES_END}", 1)
+            tensors = {"pixel_values": made["pixel_values"]}
+        return tokenizer(text.replace(_MARK, _CONTEXT))["input_ids"], tensors
 
     return Inputs(prepare=prepare, image_token=_image_token(config))
 

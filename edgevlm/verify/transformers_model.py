@@ -304,7 +304,7 @@ def _rows_by_image(
         counts = [len(rows) * count // sum(patches) for count in patches]
     elif n_images == 1:
         counts = [len(rows)]
-    elif "image_sizes" in tensors:
+    elif "image_sizes" in tensors or _is_tiled(tensors, n_images):
         # A token that is not visual ends every image.
         edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual, [0]])))
         counts = [int(count) for count in edges[1::2] - edges[::2]]
@@ -312,10 +312,16 @@ def _rows_by_image(
         counts = [len(rows) // n_images] * n_images
     else:
         return []
-    if sum(counts) != len(rows):
+    if sum(counts) != len(rows) or len(counts) != n_images:
         return []
     edges = np.cumsum([0, *counts])
     return [rows[low:high] for low, high in pairwise(edges)]
+
+
+def _is_tiled(tensors: dict[str, Any], n_images: int) -> bool:
+    """Return whether tiles of several images stand in one row (InternVL)."""
+    values = tensors["pixel_values"]
+    return values.ndim == 4 and len(values) != n_images
 
 
 def _pixels(tensors: dict[str, Any], n_images: int) -> list[tuple[NDArray[np.float32], ...]]:
@@ -333,8 +339,9 @@ def _pixels(tensors: dict[str, Any], n_images: int) -> list[tuple[NDArray[np.flo
             (image[:, : size[0], : size[1]] if size else image,)
             for image, size in zip(whole, sizes, strict=True)
         ]
-    if values.ndim == 5 and n_images == 1:
-        return [tuple(values[0].float().numpy())]
+    if n_images == 1 and values.ndim in (4, 5):
+        # Tiles of one image; they stand behind a dimension of their own, or do not.
+        return [tuple((values[0] if values.ndim == 5 else values).float().numpy())]
     return []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return redraw("llava_clip_llama", tmp_path_factory.mktemp("clip") / "checkpoint")
 
 
+def puts_it_first(projector_type: str) -> bool:
+    return bool(projector_type)
+
+
 @pytest.fixture
 def mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_token, "class_token_first", lambda: True)
+    monkeypatch.setattr(class_token, "class_token_first", puts_it_first)
 
 
 def positions(plan: ConversionPlan) -> np.ndarray:
@@ -40,8 +43,9 @@ def positions(plan: ConversionPlan) -> np.ndarray:
     return table.read(0, table.info.shape[0])
 
 
-def test_the_installed_one_puts_it_last() -> None:
-    assert class_token_first() is False
+@pytest.mark.parametrize("projector_type", ["mlp", "internvl"])
+def test_the_installed_one_puts_it_last(projector_type: str) -> None:
+    assert class_token_first(projector_type) is False
 
 
 def test_the_tower_is_asked_beside_a_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +58,7 @@ def test_the_tower_is_asked_beside_a_text_model(monkeypatch: pytest.MonkeyPatch)
         return opened(path, model, **options)
 
     monkeypatch.setattr(class_token, "open_projector", watched)
-    assert class_token_first.__wrapped__() is False
+    assert class_token_first.__wrapped__("mlp") is False
     assert handles
     assert all(handles)
 
@@ -78,7 +82,7 @@ def test_what_comes_out_of_the_tiny_tower_tells(rows: list[np.ndarray], expected
 
 def test_a_mended_one_gets_the_checkpoints_order_and_no_loss(clip: Path) -> None:
     pinned = plan_conversion(clip)
-    mended = plan_conversion(clip, class_token_first=lambda: True)
+    mended = plan_conversion(clip, class_token_first=puts_it_first)
     assert np.array_equal(np.roll(positions(pinned), 1, axis=0), positions(mended))
     assert not np.array_equal(positions(pinned), positions(mended))
     lost = set(pinned.losses) - set(mended.losses)
@@ -87,8 +91,8 @@ def test_a_mended_one_gets_the_checkpoints_order_and_no_loss(clip: Path) -> None
 
 
 def test_towers_without_the_token_ask_nobody(tmp_path: Path) -> None:
-    def fail() -> bool:
-        raise AssertionError("asked")
+    def fail(projector: str) -> bool:
+        raise AssertionError(projector)
 
     plan = plan_conversion(redraw("llava_siglip_qwen2", tmp_path), class_token_first=fail)
     assert class_token.KEY not in plan.mmproj.metadata
@@ -108,7 +112,7 @@ def test_a_file_for_the_other_one_is_refused(
     convert_model(clip, out=tmp_path / "model", name="clip")
     text, mmproj = (next((tmp_path / "model").glob(f"{name}*.gguf")) for name in ("clip", "mmproj"))
     check_class_token(mmproj)
-    monkeypatch.setattr(class_token, "class_token_first", lambda: True)
+    monkeypatch.setattr(class_token, "class_token_first", puts_it_first)
     with (
         pytest.raises(ModelLoadError, match="treats the vision tower's class token"),
         open_vlm(model=text, mmproj=mmproj, n_ctx=128, n_threads=1, device="cpu"),
@@ -119,8 +123,8 @@ def test_a_file_for_the_other_one_is_refused(
 def test_other_files_are_not_asked(
     shapes_dir: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    def fail() -> Callable[[], bool]:
-        raise AssertionError("asked")
+    def fail(projector: str) -> bool:
+        raise AssertionError(projector)
 
     monkeypatch.setattr(class_token, "class_token_first", fail)
     check_class_token(shapes_dir / "mmproj-shapes-F16.gguf")

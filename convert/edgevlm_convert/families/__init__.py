@@ -6,6 +6,7 @@ from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
+from edgevlm_convert.families.internvl import FAMILY as INTERNVL
 from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAVA,
     PIXTRAL,
     MISTRAL3,
+    INTERNVL,
 )
 
 
@@ -90,7 +92,9 @@ def find_text_model(family: Family, config: Section) -> tuple[TextArchitecture, 
         if not model_type or model_type in text.model_types:
             return text, section.with_defaults(text.defaults)
     known = ", ".join(name for text in family.text_models for name in text.model_types)
+    reason = family.refused_texts.get(model_type, "")
     raise UnsupportedArchitectureError(
-        f"{family.name} with the text model {quoted(model_type)} is not supported",
+        f"{family.name} with the text model {quoted(model_type)} is not supported"
+        + (f": {reason}" if reason else ""),
         hint=f"text models of {family.name}: {known}",
     )

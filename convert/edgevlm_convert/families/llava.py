@@ -82,7 +82,7 @@ def build_vision(source: Source) -> Part:
 
 def _clip_tower(source: Source, sizes: TowerSizes) -> Part:
     """Return what stands before the first block; which llama.cpp it is for is kept."""
-    prefix, first = source.prefixes.vision, source.class_token_first()
+    prefix, first = source.prefixes.vision, source.class_token_first(_PROJECTOR_TYPE)
     return Part(
         rules=(
             *class_token_rules(prefix, sizes, first=first),

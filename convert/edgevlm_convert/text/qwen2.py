@@ -25,7 +25,7 @@ from edgevlm_convert.text.decoder import (
     size_metadata,
 )
 from edgevlm_convert.text.mrope import read_sections
-from edgevlm_convert.text.rope import PLAIN_KINDS, Rope, read_rope
+from edgevlm_convert.text.rope import PLAIN_KINDS, SHORT_KINDS, Rope, read_rope
 
 _DEFAULTS = {
     "hidden_size": 4096,
@@ -64,7 +64,7 @@ def build_qwen2(source: Source) -> Part:
     """
     text, name = source.text, QWEN2.name
     sizes = _sizes(text)
-    rope = read_rope(text, head_dim=sizes.head_dim, kinds=PLAIN_KINDS)
+    rope = read_rope(text, head_dim=sizes.head_dim, kinds=SHORT_KINDS)
     return Part(
         rules=_rules(source, sizes),
         metadata={

@@ -24,7 +24,7 @@ from edgevlm_convert.text.decoder import (
     size_metadata,
 )
 from edgevlm_convert.text.mrope import read_sections
-from edgevlm_convert.text.rope import PLAIN_KINDS, read_rope
+from edgevlm_convert.text.rope import PLAIN_KINDS, SHORT_KINDS, read_rope
 from edgevlm_convert.towers.qwen3 import read_deepstack
 
 _DEFAULTS = {
@@ -75,7 +75,7 @@ def build_qwen3(source: Source) -> Part:
     text, name = source.text, QWEN3.name
     check_qwen3(text)
     sizes = read_sizes(text)
-    rope = read_rope(text, head_dim=sizes.head_dim, kinds=PLAIN_KINDS)
+    rope = read_rope(text, head_dim=sizes.head_dim, kinds=SHORT_KINDS)
     return Part(
         rules=_rules(source, sizes),
         metadata={

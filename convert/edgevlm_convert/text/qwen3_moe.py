@@ -28,7 +28,7 @@ from edgevlm_convert.text.experts import (
 )
 from edgevlm_convert.text.mrope import read_sections
 from edgevlm_convert.text.qwen3 import check_qwen3, layer_rules
-from edgevlm_convert.text.rope import PLAIN_KINDS, Rope, read_rope
+from edgevlm_convert.text.rope import PLAIN_KINDS, SHORT_KINDS, Rope, read_rope
 from edgevlm_convert.towers.qwen3 import read_deepstack
 
 _DEFAULTS = {
@@ -73,7 +73,7 @@ def build_qwen3_moe(source: Source) -> Part:
     # Qwen3-VL's class normalizes the weights of a token's experts whatever its config says.
     text.require("norm_topk_prob", (True,), default=False)
     sizes = read_sizes(text)
-    rope = read_rope(text, head_dim=sizes.head_dim, kinds=PLAIN_KINDS)
+    rope = read_rope(text, head_dim=sizes.head_dim, kinds=SHORT_KINDS)
     return _part(source, QWEN3_MOE.name, sizes, rope, sections={})
 
 

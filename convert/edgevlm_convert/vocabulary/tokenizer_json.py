@@ -16,6 +16,7 @@ from edgevlm.errors import CheckpointError
 from edgevlm.files import human_bytes
 from edgevlm_convert.config import Section
 from edgevlm_convert.json_file import DAMAGED_HINT, check_regular_file, parse_json_object, quoted
+from edgevlm_convert.vocabulary.separate_files import put_together
 
 FILE = "tokenizer.json"
 _MAX_BYTES = 64_000_000
@@ -138,22 +139,15 @@ class TokenizerJson:
 def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
     """Return the folder's tokenizer.json, None when there is none.
 
+    Where it is in separate files it is put together from these.
+
     Raises:
         CheckpointError: unreadable, larger than 64 MB, or not one JSON object.
     """
     path = folder / FILE
-    if not path.exists():
+    raw = _read(path) if path.exists() else put_together(folder)
+    if raw is None:
         return None
-    size = check_regular_file(path)
-    if size > _MAX_BYTES:
-        raise CheckpointError(
-            f"`{path}` has {human_bytes(size)}, more than the {human_bytes(_MAX_BYTES)} allowed",
-            hint=DAMAGED_HINT,
-        )
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}") from error
     pieces = _cut(raw)
     skeleton: list[bytes] = []
     position = 0
@@ -164,6 +158,19 @@ def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
     skeleton.append(raw[position:])
     document = parse_json_object(b"".join(skeleton), where=f"`{path}`")
     return TokenizerJson(values=document, _raw=raw, _pieces=pieces)
+
+
+def _read(path: Path) -> bytes:
+    size = check_regular_file(path)
+    if size > _MAX_BYTES:
+        raise CheckpointError(
+            f"`{path}` has {human_bytes(size)}, more than the {human_bytes(_MAX_BYTES)} allowed",
+            hint=DAMAGED_HINT,
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}") from error
 
 
 def _cut(raw: bytes) -> dict[bytes, list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ from tests.goldens.recipes import (
     gemma3,
     gemma3_variants,
     idefics3,
+    internvl,
     llava,
     mistral3,
     pixtral,
@@ -41,5 +42,6 @@ RECIPES: dict[str, Recipe] = {
         *llava.RECIPES,
         pixtral.RECIPE,
         mistral3.RECIPE,
+        internvl.RECIPE,
     )
 }
