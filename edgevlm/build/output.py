@@ -18,7 +18,7 @@ from edgevlm.errors import ConversionError
 from edgevlm.files import WriteTogether, write_together
 from edgevlm.gguf_shards import model_stem, shard_name, shard_number
 from edgevlm.model_dir import MANIFEST_NAME, FileEntry, Manifest, Role, describe_file
-from edgevlm.progress import Progress
+from edgevlm.progress import Advance, Progress, Unit
 
 # A manifest's size is not known before it is written; this is more than any.
 MANIFEST_ALLOWANCE_BYTES = 4 << 20
@@ -137,18 +137,19 @@ def write_files(
             # The first file makes the others a model: it is the last to become visible.
             temporaries = [output.create(name) for name in reversed(parts)][::-1]
             hashes: list[Future[str]] = []
-            for (name, plan), temporary in zip(parts.items(), temporaries, strict=True):
-                following = stack.enter_context(WrittenFile(temporary))
-                write_gguf(
-                    plan,
-                    temporary,
-                    encoder=file.encoder,
-                    n_threads=n_threads,
-                    progress=progress,
-                    label=name,
-                    observer=following.follow,
-                )
-                hashes.append(executor.submit(following.complete))
+            total = sum(plan.n_data_bytes for plan in parts.values())
+            with progress.task(file.name, total=total) as advance:
+                for plan, temporary in zip(parts.values(), temporaries, strict=True):
+                    following = stack.enter_context(WrittenFile(temporary))
+                    write_gguf(
+                        plan,
+                        temporary,
+                        encoder=file.encoder,
+                        n_threads=n_threads,
+                        progress=_OneBar(advance),
+                        observer=following.follow,
+                    )
+                    hashes.append(executor.submit(following.complete))
             first = next(iter(parts))
             entries.append(executor.submit(_finish, file, first, temporaries[0], hashes))
             if when_written is not None:
@@ -156,6 +157,20 @@ def write_files(
         for proof in proofs:
             proof.result()
         return [entry.result() for entry in entries]
+
+
+class _OneBar:
+    """The progress of a part, told to the bar of the whole."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+
+    @contextmanager
+    def task(
+        self, label: str, *, total: int | None = None, unit: Unit = "bytes"
+    ) -> Generator[Advance]:
+        """See Progress."""
+        yield self._advance
 
 
 def _finish(file: FilePlan, name: str, temporary: Path, hashes: Sequence[Future[str]]) -> FileEntry:

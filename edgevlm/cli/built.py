@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edgevlm.build.convert import Built
     from edgevlm.build.output import FilePlan
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgevlm.verify.report import VerifyReport
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
+_COLUMN_GAP = 3
 
 
 def show_built(
@@ -61,7 +62,7 @@ def show_built(
         return
     if ledger:
         _show_ledger(built.manifest)
-    console.table(_HEADERS, [_row(entry) for entry in built.written], right=(2, 3))
+    _show_files([_row(entry) for entry in built.written])
     for name in built.kept:
         console.note(f"kept {name}: made from the same weights", quiet=quiet)
     n_bytes = sum(entry.n_bytes for entry in built.written)
@@ -94,13 +95,11 @@ def show_plan(files: tuple[FilePlan, ...], *, json: bool) -> None:
             }
         )
         return
-    console.table(
-        _HEADERS,
+    _show_files(
         [
             (file.name, file.level, human_bytes(file.plan.n_bytes), f"{bits:.2f}", _types(counts))
             for file, bits, counts in rows
-        ],
-        right=(2, 3),
+        ]
     )
 
 
@@ -153,6 +152,20 @@ def _show_ledger(manifest: Manifest) -> None:
             line = f"  known limit: {limit.reason} ({limit.n_probes} texts, first '{limit.first}')"
             console.out().print(line, markup=False, soft_wrap=True)
     console.out().print()
+
+
+def _show_files(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table; two lines a file where it is wider than the terminal: names are copied."""
+    from edgevlm.cli import console
+
+    widths = [max(map(len, column)) for column in zip(_HEADERS, *rows, strict=True)]
+    if sum(widths) + _COLUMN_GAP * (len(widths) - 1) <= console.out().width:
+        console.table(_HEADERS, rows, right=(2, 3))
+        return
+    for name, level, size, bits, types in rows:
+        console.out().print(console.printable(name), markup=False, style="bold", soft_wrap=True)
+        console.out().print(f"  {level}, {size}, {bits} bits per weight", markup=False)
+        console.out().print(f"  {types}", markup=False)
 
 
 def _row(entry: FileEntry) -> tuple[str, ...]:

@@ -96,17 +96,23 @@ class _RichProgress:
         self, label: str, *, total: int | None = None, unit: Unit = "bytes"
     ) -> Generator[Advance]:
         from rich import progress as bars
+        from rich.table import Column
+
+        def column() -> Column:
+            return Column(no_wrap=True)
 
         columns = (
-            (bars.DownloadColumn(), bars.TransferSpeedColumn())
+            (bars.DownloadColumn(table_column=column()), bars.TransferSpeedColumn())
             if unit == "bytes"
-            else (bars.MofNCompleteColumn(),)
+            else (bars.MofNCompleteColumn(table_column=column()),)
         )
+        # A long name gives way to the numbers: a bar of two lines leaves one behind.
+        name = Column(no_wrap=True, overflow="ellipsis", max_width=max(12, err().width - 50))
         with bars.Progress(
-            bars.TextColumn("{task.description}", markup=False),
+            bars.TextColumn("{task.description}", markup=False, table_column=name),
             bars.BarColumn(),
             *columns,
-            bars.TimeRemainingColumn(),
+            bars.TimeRemainingColumn(table_column=column()),
             console=err(),
             transient=True,
         ) as display:

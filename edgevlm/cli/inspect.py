@@ -52,7 +52,7 @@ def inspect(
     from edgevlm.cli import console
     from edgevlm.gguf_shards import read_model
 
-    content = read_model(file)
+    content = read_model(_only_model(file) if file.is_dir() else file)
     if json:
         console.print_json(_document(content))
         return
@@ -62,6 +62,24 @@ def inspect(
         _print_tensors(content.tensors)
     else:
         console.note(f"\n{len(content.tensors)} tensors: `--tensors` lists them")
+
+
+def _only_model(folder: Path) -> Path:
+    """Return the model of a folder that has one.
+
+    Raises:
+        GGUFError: it has several; the hint names them.
+    """
+    from edgevlm.errors import GGUFError
+    from edgevlm.model_dir import open_model_dir
+
+    paths = [file.path for file in open_model_dir(folder).files]
+    if len(paths) == 1:
+        return paths[0]
+    raise GGUFError(
+        f"`{folder}` holds {len(paths)} models",
+        hint=f"name one of them: {', '.join(f'`{path}`' for path in sorted(paths)[:6])}",
+    )
 
 
 def _print_summary(content: GGUFFile) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from edgevlm.cli import console
 from edgevlm.cli.app import main
 from edgevlm.files import sha256_file
 from edgevlm.gguf_file import read_gguf
@@ -30,6 +32,22 @@ def test_convert_prints_the_ledger_and_the_files(
     assert "mmproj-s-BF16.gguf" in out
     assert "peak memory" in err
     assert f"edgevlm chat IMAGE -m {folder}" in err
+
+
+def test_names_are_never_folded(
+    shapes_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    shown = StringIO()
+    monkeypatch.setattr(console, "out", lambda: Console(file=shown, width=60))
+    name = "a-model-with-a-long-name"
+    source = ["convert", str(shapes_checkpoint), "--name", name, "--out", str(tmp_path / "m")]
+    assert main([*source, "--split-max-size", "2M"]) == 0
+    lines = shown.getvalue().splitlines()
+    assert {f"{name}-BF16-*-of-00004.gguf", f"mmproj-{name}-BF16.gguf"} <= set(lines)
+    assert "  BF16, 6.5 MB, 16.01 bits per weight" in lines
+    assert max(map(len, lines)) <= 60
 
 
 def test_convert_json_is_one_document(

@@ -99,7 +99,8 @@ def test_what_is_no_gguf_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
     whole = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[:200])
     (tmp_path / "random.gguf").write_bytes(np.random.default_rng(5).bytes(4096))
-    for name in ("cut.gguf", "random.gguf", "missing.gguf", "."):
+    (tmp_path / "empty").mkdir()
+    for name in ("cut.gguf", "random.gguf", "missing.gguf", "empty"):
         assert main(["inspect", str(tmp_path / name)]) == 1
         captured = capsys.readouterr()
         assert captured.out == ""
