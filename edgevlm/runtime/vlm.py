@@ -109,7 +109,7 @@ class VLM:
         return self._model.tokenize(text, parse_special=False)
 
     def spelled(self, tokens: Sequence[int]) -> str:
-        """Return what token ids spell: control tokens written out, visual and unknown ones left out."""
+        """Return what token ids spell: control tokens too, visual and unknown ones left out."""
         known = [token for token in tokens if 0 <= token < self.n_vocab]
         return b"".join(self._model.piece(token, special=True) for token in known).decode(
             errors="replace"
