@@ -124,8 +124,8 @@ def check_sight(vlm: VLM, image: Pixels | None = None) -> Stage:
         summary=f"the first token's distribution moves by a KLD of {kld:.3g} with the image",
         cause=""
         if status == "pass"
-        else "the image hardly reaches the answer: the projector is of another model, or its"
-        " tensors are broken",
+        else "the image hardly reaches the answer: the projector is of another model, its tensors"
+        " are broken, or the weights were never trained",
         numbers={"kld": kld},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,23 @@ def test_the_coarser_of_two() -> None:
     for finer, wider in zip(list(BOUNDS.values())[:-1], list(BOUNDS.values())[1:], strict=True):
         assert finer.median_kld < wider.median_kld
         assert finer.relative_error < wider.relative_error
+
+
+def test_the_document_states_the_bounds() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.count(" | ") == 4]
+    stated = {cells[0].strip("| "): cells[1:] for cells in rows}
+    for name, bounds in BOUNDS.items():
+        limits = (bounds.median_kld, bounds.max_kld, bounds.min_cosine, bounds.relative_error)
+        assert [_limits(cell) for cell in stated[name]] == [*limits]
+
+
+def _limits(cell: str) -> tuple[float, ...]:
+    """Read "a, b"; a bound that never fails, or that there is none."""
+    if cell.strip(" |") == "-":
+        return (math.inf, math.inf)
+    parts = cell.strip(" |").split(", ")
+    return tuple(math.inf if part == "never fails" else float(part) for part in parts)
 
 
 def test_a_report_is_json() -> None:
