@@ -1,4 +1,4 @@
-"""Rules whose tensors get another shape: Stack, Transposed and Reshaped.
+"""Rules whose tensors get another shape: Stack, Transposed, Permuted and Reshaped.
 
 Experts of a mixture are one 3-D tensor in a GGUF file, [n, rows, columns]. Checkpoints have them
 one by one, or packed, some of these with each matrix transposed. All are read slab by slab.
@@ -6,6 +6,7 @@ one by one, or packed, some of these with each matrix transposed. All are read s
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,60 @@ class Stack:
                 precision=self.precision,
                 dtype=dtype,
                 rows=rows,
+            )
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permuted:
+    """A tensor whose rows are tensors themselves, their axes in another order.
+
+    Attributes:
+        source: name of a tensor.
+        shape: of the source.
+        view: its shape once each row is unfolded, [rows, ...].
+        axes: of `view` in the order of the target; 0 stands first.
+        target: GGUF name.
+    """
+
+    source: str
+    shape: Shape
+    view: Shape
+    axes: tuple[int, ...]
+    target: str
+    precision: Precision = "matrix"
+    required: bool = True
+
+    @property
+    def shapes(self) -> Mapping[str, Shape | None]:
+        """See Rule."""
+        return {self.source: self.shape}
+
+    def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
+        """See Rule."""
+        tensor = tensors[self.source]
+        shape = tuple(self.view[axis] for axis in self.axes)
+        size, row_length = math.prod(shape[1:]), shape[-1]
+        n_rows = size // row_length
+
+        def bits(start: int, stop: int) -> Bits:
+            first, last = start // n_rows, -(-stop // n_rows)
+            found = tensor.bits(first * size, last * size).reshape(last - first, *self.view[1:])
+            rows = found.transpose(self.axes).reshape(-1, row_length)
+            low = start - first * n_rows
+            return np.ascontiguousarray(rows[low : low + stop - start]).reshape(-1)
+
+        return [
+            Mapped(
+                name=self.target,
+                shape=shape,
+                sources=tensor.parts,
+                precision=self.precision,
+                read=lambda start, stop: widen(bits(start, stop), tensor.dtype).reshape(
+                    -1, row_length
+                ),
+                dtype=tensor.dtype,
+                read_bits=bits,
             )
         ]
 

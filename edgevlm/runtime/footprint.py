@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
+from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
 from edgevlm.runtime.repacked import repacked_n_bytes
 from edgevlm.runtime.text_memory import (
     F32_BYTES,
@@ -62,7 +63,7 @@ _PROJECTOR_TABLE_BYTES = 5_000_000
 _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 # Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
 # the side of its first picture; by what the projector's type begins with.
-_DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16)}
+_DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16), "lfm2": (64, 256, 16)}
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -188,7 +189,7 @@ def _vision_compute(
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
     n_copies = _EMBEDDING_COPIES + image.n_waiting
     embeddings = n_copies * sizes.input * n_patches // merged
-    is_cut_here = _projector_type(mmproj) == "internvl"
+    is_cut_here = _projector_type(mmproj) in ("internvl", "lfm2")
     waiting_bytes = _CANVAS_PIXEL_BYTES if is_cut_here else _TILE_PIXEL_BYTES
     n_source = max((width * height for width, height in image_sizes), default=0)
     return (
@@ -220,12 +221,12 @@ def _largest_image(
 ) -> _Encodes:
     """Return what the image that costs the most is made into."""
     limits = _limits(mmproj)
-    if limits is None:
-        side = _image_side(mmproj)
+    n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
+    if limits is None or n_tiles:
+        side = _tile_side(mmproj)
         n_patches = (side // _patch(mmproj)) ** 2
         # An image that does not fit into the context is refused before it is encoded.
         n_most = n_ctx * _merge(mmproj) ** 2 // max(1, n_patches)
-        n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
         n_waiting = max(0, min(n_tiles, n_most - 1))
         return _Encodes(n_patches=n_patches, n_pixels=side * side, n_waiting=n_waiting)
     area = _cell(mmproj) ** 2
@@ -239,6 +240,10 @@ def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:
     """Return how many tiles stand beside the overview of an image (tools/mtmd/mtmd-image.cpp)."""
     longest = max(numbers(mmproj, "clip.vision.preproc_image_size"), default=0)
     side = _image_side(mmproj)
+    if _projector_type(mmproj) == "lfm2":
+        canvas = Lfm2Canvas(patch=_patch(mmproj), cell=_cell(mmproj))
+        columns, rows = canvas.grid(width, height)
+        return columns * rows if columns * rows > 1 else 0
     if _projector_type(mmproj) == "internvl":
         most = max(numbers(mmproj, "clip.vision.preproc_max_tiles"), default=USUAL_TILES)
         columns, rows = TileCanvas(side=side, max_tiles=min(most, MAX_TILES)).grid(width, height)
@@ -247,6 +252,11 @@ def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:
         return 0
     shortest = longest * min(width, height) // max(1, width, height)
     return -(-longest // side) * max(1, -(-shortest // side))
+
+
+def _tile_side(mmproj: GGUFFile) -> int:
+    is_lfm2 = _projector_type(mmproj) == "lfm2"
+    return Lfm2Canvas(patch=1, cell=1).tile if is_lfm2 else _image_side(mmproj)
 
 
 def _limits(mmproj: GGUFFile) -> tuple[int, int, int] | None:

@@ -163,8 +163,8 @@ class Layouter:
         limit = self._span.max_aspect if self._span else 0
         if limit and max(width, height) >= limit * min(width, height):
             raise ImageError(
-                f"an image of {width}x{height} is too thin: scaled to {limit} pixels, nothing of"
-                " its shorter side is left",
+                f"an image of {width}x{height} is too thin: its longer side must be less than"
+                f" {limit} times the other",
                 hint="crop it",
             )
         chunks = self.projector().tokenize([BitmapPart(width=width, height=height)])

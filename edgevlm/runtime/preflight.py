@@ -16,6 +16,8 @@ from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.internvl_projector import check_internvl
+from edgevlm.runtime.lfm2_canvas import MAX_ASPECT
+from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
 from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
@@ -109,6 +111,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     for key in _POSITIVE_TEXT_KEYS:
         _check_positive(file, f"{file.architecture}.{key}")
     _check_deepstack(file)
+    check_short_convolution(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
     return file, TextFacts(
@@ -161,6 +164,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, max_aspect=_check_tiles(file))
     if kind == "internvl":
         return replace(span, canvas=check_internvl(file))
+    if kind == "lfm2":
+        return replace(span, max_aspect=MAX_ASPECT, canvas=check_lfm2(file))
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)

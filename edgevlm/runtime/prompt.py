@@ -102,6 +102,10 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         # Not a token of Idefics3-8B and the first SmolVLM-Instruct (llama.cpp issue 27190).
         spelled="<global-img>",
     ),
+    "lfm2": ImageSpan(
+        template="<image>",
+        runtime_tokens=("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+    ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
     "internvl": ImageSpan(template="<IMG_CONTEXT>", runtime_tokens=("<img>", "</img>")),
     "gemma3": ImageSpan(

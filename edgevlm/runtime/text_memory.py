@@ -5,7 +5,8 @@ What was found by looking at llama-cpp-python 0.3.36 at work, part by part:
 - The KV cache is cleared when it is made, so all of it is resident from the start: n_ctx, rounded
   up to 256 tokens, times the K and V rows of all layers in the cache's type. Layers with a window
   (Gemma 3) keep the window and a batch, and have a mask of their own. Layers of linear attention
-  (Qwen3.5) have none: they keep one state of fixed size, as F32. Layers for multi-token prediction
+  (Qwen3.5) have none: they keep one state of fixed size, as F32; those of LFM2, which are short
+  convolutions, one of a few kilobytes, which is left out. Layers for multi-token prediction
   have neither.
 - The compute buffer holds what lives at one moment for one batch. With E the width, I the width of
   the rows that enter (E, more with deepstack), F the feed-forward width, Q and K the widths of all

@@ -19,6 +19,7 @@ from edgevlm_convert.config import Section
 from numpy.typing import NDArray
 
 from edgevlm.errors import UnsupportedArchitectureError
+from edgevlm.verify.lfm2_images import Lfm2Images
 
 Pixels = NDArray[np.uint8]
 # (question, images) -> token ids, tensors for the model's call.
@@ -65,6 +66,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "qwen3_5_moe": _qwen,
         "idefics3": _tiles,
         "llava": _llava,
+        "lfm2_vl": _lfm2,
         "gemma3": _gemma,
         "internvl": _internvl,
         "pixtral": _pixtral,
@@ -186,6 +188,23 @@ def _llava(folder: Path, checkpoint: Checkpoint) -> Inputs:
         return ids, {"pixel_values": made["pixel_values"]} if images else {}
 
     return Inputs(prepare=prepare, image_token=_image_token(config))
+
+
+def _lfm2(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """LFM2-VL: an image whole, or tiles with a token before each."""
+    torch: Any = importlib.import_module("torch")
+    tokenizer = _tokenizer(folder)
+    images_of = Lfm2Images(checkpoint)
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        for image in images:
+            text = text.replace(_TILE, images_of.text(image, _MARK), 1)
+        # The template writes BOS itself.
+        ids = tokenizer(text.replace(_MARK, _TILE), add_special_tokens=False)["input_ids"]
+        return ids, images_of.tensors(images, torch) if images else {}
+
+    return Inputs(prepare=prepare, image_token=_image_token(checkpoint.config))
 
 
 def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:

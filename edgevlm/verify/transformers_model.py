@@ -304,6 +304,11 @@ def _rows_by_image(
         counts = [len(rows) * count // sum(patches) for count in patches]
     elif n_images == 1:
         counts = [len(rows)]
+    elif "spatial_shapes" in tensors:
+        patches = tensors["spatial_shapes"].prod(dim=1).tolist()
+        counts = [len(rows) * count // sum(patches) for count in patches]
+        # Of tiles it is not known whose they are.
+        counts = counts if len(counts) == n_images else []
     elif "image_sizes" in tensors or _is_tiled(tensors, n_images):
         # A token that is not visual ends every image.
         edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual, [0]])))
@@ -331,6 +336,14 @@ def _pixels(tensors: dict[str, Any], n_images: int) -> list[tuple[NDArray[np.flo
         return []
     if "image_grid_thw" in tensors:
         return _from_patches(values.numpy(), tensors["image_grid_thw"].numpy())
+    if "spatial_shapes" in tensors:
+        whole = [
+            _from_rows(rows, *shape)
+            for rows, shape in zip(values.numpy(), tensors["spatial_shapes"].tolist(), strict=True)
+        ]
+        if n_images == 1:
+            return [tuple(whole)]
+        return [(image,) for image in whole] if len(whole) == n_images else []
     if values.ndim == 4 and len(values) == n_images:
         whole = [image.float().numpy() for image in values]
         # Smaller ones are padded to the size of the largest.
@@ -343,6 +356,14 @@ def _pixels(tensors: dict[str, Any], n_images: int) -> list[tuple[NDArray[np.flo
         # Tiles of one image; they stand behind a dimension of their own, or do not.
         return [tuple((values[0] if values.ndim == 5 else values).float().numpy())]
     return []
+
+
+def _from_rows(patches: NDArray[np.float32], n_rows: int, n_columns: int) -> NDArray[np.float32]:
+    """Put an image of NaFlex together again, whose patches are [side, side, 3] each, row by row."""
+    side = round((patches.shape[1] / 3) ** 0.5)
+    blocks = patches[: n_rows * n_columns].reshape(n_rows, n_columns, side, side, 3)
+    whole = blocks.transpose(4, 0, 2, 1, 3).reshape(3, n_rows * side, n_columns * side)
+    return np.ascontiguousarray(whole)
 
 
 def _from_patches(

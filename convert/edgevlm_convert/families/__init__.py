@@ -7,6 +7,7 @@ from edgevlm_convert.config import Section
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
+from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
 from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     PIXTRAL,
     MISTRAL3,
     INTERNVL,
+    LFM2_VL,
 )
 
 

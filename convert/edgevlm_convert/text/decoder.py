@@ -132,8 +132,21 @@ def rope_tensors(rope: Rope) -> tuple[Mapped, ...]:
     return tuple(computed(name, values) for name, values in rope.factors.items())
 
 
-def model_rules(source: Source, n_embd: int, *, tied_by_default: bool = False) -> list[Rule]:
-    """Return the rules of what stands outside of the layers: embedding, last norm, output."""
+def model_rules(
+    source: Source,
+    n_embd: int,
+    *,
+    tied_by_default: bool = False,
+    last_norm: tuple[str, str] = ("norm", "output_norm"),
+) -> list[Rule]:
+    """Return the rules of what stands outside of the layers: embedding, last norm, output.
+
+    Args:
+        source: what the model is built from.
+        n_embd: width of the residual stream.
+        tied_by_default: whether the class ties output and embedding.
+        last_norm: what the norm behind the layers is called in the checkpoint and in the file.
+    """
     prefixes = source.prefixes
     shape = (source.n_vocab, n_embd)
     head_name = f"{prefixes.head}weight"
@@ -144,7 +157,11 @@ def model_rules(source: Source, n_embd: int, *, tied_by_default: bool = False) -
         Rename(
             source=f"{prefixes.text}embed_tokens.weight", target="token_embd.weight", shape=shape
         ),
-        Rename(source=f"{prefixes.text}norm.weight", target="output_norm.weight", shape=(n_embd,)),
+        Rename(
+            source=f"{prefixes.text}{last_norm[0]}.weight",
+            target=f"{last_norm[1]}.weight",
+            shape=(n_embd,),
+        ),
         head,
     ]
 

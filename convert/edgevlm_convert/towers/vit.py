@@ -35,8 +35,12 @@ CLIP_DEFAULTS: Mapping[str, object] = {
 _GELU = ("gelu_pytorch_tanh", "gelu")
 
 
-def read_vit(vision: Section) -> TowerSizes:
+def read_vit(vision: Section, *, image_size: int | None = None) -> TowerSizes:
     """Return the sizes of a tower of this kind.
+
+    Args:
+        vision: its configuration, with the class's defaults.
+        image_size: side of the image in pixels, None: what `image_size` says.
 
     Raises:
         CheckpointError: a size is missing, absurd, or does not go with another.
@@ -46,7 +50,7 @@ def read_vit(vision: Section) -> TowerSizes:
         vision,
         layers="num_hidden_layers",
         heads="num_attention_heads",
-        image_size=read_image_size(vision),
+        image_size=image_size or read_image_size(vision),
     )
     if sizes.n_ff == sizes.n_embd:
         # tools/mtmd/clip.cpp tells old files, with both names exchanged, by their shapes.

@@ -8,6 +8,7 @@ from tests.goldens.recipes import (
     gemma3_variants,
     idefics3,
     internvl,
+    lfm2_vl,
     llava,
     mistral3,
     pixtral,
@@ -43,5 +44,6 @@ RECIPES: dict[str, Recipe] = {
         pixtral.RECIPE,
         mistral3.RECIPE,
         internvl.RECIPE,
+        lfm2_vl.RECIPE,
     )
 }
