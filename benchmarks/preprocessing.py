@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from photo import photo
-from preprocessing_cases import CASES, Case
+from preprocessing_cases import CASES, UNMEASURED, Case
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "preprocessing.json"
@@ -48,7 +48,7 @@ HEAD = (
     "family",
     "settings of",
     "transformers makes of it",
-    "llama.cpp makes of it",
+    "edgevlm makes of it",
     "pixels: mean, largest, share beyond 1/255",
     "embeddings: mean, lowest cosine",
     "scaled beforehand: largest, lowest",
@@ -141,21 +141,15 @@ def run_ours(folder: Path, images: Sequence[NDArray[np.uint8]]) -> list[Side]:
     """Convert, and return tiles and embeddings of each image; no tiles where they are not seen."""
     from edgevlm_convert import convert_checkpoint, plan_conversion
 
-    from edgevlm.native.projector import open_projector
-    from edgevlm.native.text_model import ModelOptions, open_text_model
+    from edgevlm.runtime.vlm import open_vlm
 
     text, mmproj = folder / "text.gguf", folder / "mmproj.gguf"
     plan = plan_conversion(folder / "checkpoint", outtype="f32")
     convert_checkpoint(plan, text_path=text, mmproj_path=mmproj)
     sides: list[Side] = []
-    with (
-        open_text_model(text, ModelOptions()) as model,
-        open_projector(
-            mmproj, model, n_threads=2, device="cpu", flash_attention="off", observe=True
-        ) as projector,
-    ):
+    with open_vlm(model=text, mmproj=mmproj, n_threads=2, device="cpu", strict=True) as vlm:
         for image in images:
-            encoded = projector.encode(image)
+            encoded = vlm.encode(image)
             assert encoded.graph_input is not None
             sides.append((encoded.graph_input.tiles, np.concatenate(encoded.tiles)))
     return sides
@@ -197,6 +191,7 @@ def table(document: Mapping[str, Any]) -> str:
     """Return the table of docs/families.md, from the results alone."""
     cases = document["cases"].values()
     rows = [(f"`{case['family']}`", *cells(case)) for case in cases]
+    rows += [(f"`{name}`", why, *[""] * (len(HEAD) - 2)) for name, why in UNMEASURED.items()]
     packages = ("transformers", "pillow", "llama-cpp-python")
     measured = dict.fromkeys(
         ", ".join(f"{name} {case['versions'][name]}" for name in packages) for case in cases

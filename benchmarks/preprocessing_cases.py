@@ -14,6 +14,7 @@ CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 QWEN_PROCESSOR = "qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil"
 
@@ -34,6 +35,7 @@ class Case:
         options: of each call of it.
         pixels: what its `pixel_values` are: "patches" of Qwen-VL, in the order that merges them,
             or whole "tiles".
+        grid: rows and columns of tiles that become of the photo, where the processor does not say.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     processor: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     pixels: Literal["patches", "tiles"] = "tiles"
+    grid: tuple[int, int] = (1, 1)
 
 
 def qwen(name: str, published: str, *, patch_size: int, **vision: int) -> Case:
@@ -172,6 +175,27 @@ CASES = (
         },
         processor="siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
     ),
+    Case(
+        name="internvl",
+        family="internvl",
+        published="InternVL3-1B",
+        recipe="internvl",
+        vision={"image_size": [448, 448], "patch_size": [14, 14]},
+        config={"image_seq_length": 256},
+        preprocessor={
+            **IMAGENET,
+            "crop_to_patches": True,
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "max_patches": 12,
+            "min_patches": 1,
+            "resample": 3,
+            "size": {"height": 448, "width": 448},
+        },
+        processor="got_ocr2.image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil",
+        grid=(3, 4),
+    ),
     pixtral("pixtral", "Pixtral-12B", longest=1024, patch=16, merged=1),
     pixtral("mistral3", "Mistral-Small-3.1-24B", longest=1540, patch=14, merged=2),
 )
+# Families that cannot be measured, and why.
+UNMEASURED = {"lfm2_vl": "not measured: this image processor of transformers needs torchvision"}

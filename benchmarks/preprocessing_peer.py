@@ -31,7 +31,7 @@ from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES
 from tests.synthetic import draw, encode, generation_config, write_json, write_safetensors
 
-MODEL_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+MODEL_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes")
 
 
 def write_checkpoint(case: Case, recipe: Recipe, folder: Path) -> None:
@@ -89,7 +89,9 @@ def scaled_photo(
         np.array(case.preprocessor[key])[None, :, None, None] for key in ("image_mean", "image_std")
     )
     values = np.rint((pixels * std + mean) * 255).astype(np.uint8)
-    rows, columns = (int(inputs[key][0][0]) if key in inputs else 1 for key in ("rows", "cols"))
+    rows, columns = case.grid
+    if "rows" in inputs:
+        rows, columns = (int(inputs[key][0][0]) for key in ("rows", "cols"))
     # An overview, where there is one, stands last.
     grid = values[: rows * columns].reshape(rows, columns, *values.shape[1:])
     picture = grid.transpose(0, 3, 1, 4, 2)
