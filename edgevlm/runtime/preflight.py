@@ -139,6 +139,11 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         raise GGUFError(
             f"`{path}` is {what}, not an mmproj", hint="the projector's name begins with mmproj-"
         )
+    if (_integer(file, "split.count") or 1) > 1:
+        raise GGUFError(
+            f"the projector `{path}` is in several files, which llama.cpp does not load",
+            hint="join them: `llama-gguf-split --merge`",
+        )
     if not _flag(file, "clip.has_vision_encoder"):
         raise GGUFError(f"the projector `{path}` takes no images", hint=_PAIR_HINT)
     for key in _POSITIVE_VISION_KEYS:

@@ -178,6 +178,7 @@ def test_vocabulary_without_a_token_that_libmtmd_writes(
         {"clip.vision.image_size": (1 << 32) - 1},
         {"clip.vision.block_count": "two"},
         {"clip.has_vision_encoder": False},
+        {"split.count": 2},
     ],
 )
 def test_absurd_projectors(text: Path, tmp_path: Path, change: dict[str, Any]) -> None:
