@@ -40,6 +40,8 @@ _ACTIVATION_ENDINGS = (
     ".k_scale",
     ".v_scale",
     "_activation_scale",
+    # Mistral's own naming.
+    ".qscale_act",
 )
 _MAX_GROUPS = 64
 
@@ -197,8 +199,9 @@ def _scaled_weight(
     """Return an 8-bit weight in float, and the names of what it took besides itself."""
     stem = tensor.name.removesuffix(".weight")
     prefix = f"{stem}.weight" if stem != tensor.name else tensor.name
+    names = (f"{prefix}_scale_inv", f"{prefix}_scale", f"{stem}.qscale_weight")
     scale = next(
-        (tensors[name] for name in (f"{prefix}_scale_inv", f"{prefix}_scale") if name in tensors),
+        (tensors[name] for name in names if name in tensors),
         None,
     )
     if scale is None:

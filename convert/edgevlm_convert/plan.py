@@ -20,8 +20,19 @@ from edgevlm_convert.family import Family, Part, Source
 from edgevlm_convert.general import general_metadata
 from edgevlm_convert.json_file import quoted
 from edgevlm_convert.metadata import Value, array, u32
+from edgevlm_convert.mistral_format import image_settings, mistral_name
 from edgevlm_convert.prefixes import find_prefixes
-from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
+from edgevlm_convert.rules import (
+    Drop,
+    Ledger,
+    Mapped,
+    Outtype,
+    Rename,
+    Row,
+    Rule,
+    Transform,
+    map_tensors,
+)
 from edgevlm_convert.safetensors import SourceTensor
 from edgevlm_convert.tokenizer import added_token_id, vocabulary
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
@@ -200,10 +211,14 @@ def _read(
         class_token_first=class_token_first,
         reads_norm_epsilon=reads_norm_epsilon,
         token_id=lambda text: added_token_id(checkpoint, text),
+        rows_are_paired=checkpoint.is_mistral,
     )
     parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
+    if checkpoint.is_mistral:
+        parts = {file: _as_mistral_names(part) for file, part in parts.items()}
     outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})
-    _check_head(f"{source.prefixes.head}weight", ledger, merged)
+    head = f"{source.prefixes.head}weight"
+    _check_head(mistral_name(head) if checkpoint.is_mistral else head, ledger, merged)
     return _Model(
         checkpoint=checkpoint,
         stored=opened.tensors,
@@ -216,6 +231,16 @@ def _read(
         adapted=merged.adapted,
         dequantized=unpacked.dequantized,
     )
+
+
+def _as_mistral_names(part: Part) -> Part:
+    """Return a part whose rules name tensors as Mistral's own files do."""
+    rules: list[Rule] = []
+    for rule in part.rules:
+        if not isinstance(rule, Rename | Transform | Row | Drop):
+            raise ConversionError("a rule of several tensors has no name in Mistral's own files")
+        rules.append(replace(rule, source=mistral_name(rule.source)))
+    return replace(part, rules=tuple(rules))
 
 
 def _check_head(head: str, ledger: Ledger, merged: Merged) -> None:
@@ -337,6 +362,7 @@ def _preprocessor(source: Checkpoint) -> Section:
     if processor is not None and processor.has("image_processor"):
         newer = processor.section("image_processor")
         return newer if preprocessor is None else newer.over(preprocessor)
+    preprocessor = preprocessor or image_settings(source.folder)
     if preprocessor is None:
         raise CheckpointError(
             f"`{source.folder}` has no preprocessor_config.json",

@@ -25,6 +25,7 @@ from edgevlm_convert.vocabulary.pre_tokenizers import choose_pre_tokenizer, reco
 from edgevlm_convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, SentencePieceModel
 from edgevlm_convert.vocabulary.special import check_end, end_keys, read_specials, special_keys
 from edgevlm_convert.vocabulary.structure import fields_of
+from edgevlm_convert.vocabulary.tekken import tekken_settings
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
 from edgevlm_convert.vocabulary.unigram import UNKNOWN_ID, unigram_keys
 
@@ -77,7 +78,7 @@ def vocabulary(
     """
     tokenizer = read_tokenizer_json(checkpoint.folder)
     document = tokenizer.document if tokenizer else None
-    settings = checkpoint.optional_json("tokenizer_config.json")
+    settings = _settings(checkpoint)
     older = checkpoint.folder / "added_tokens.json"
     added = added_tokens(
         document,
@@ -113,6 +114,15 @@ def vocabulary(
     if kind.normalizer:
         values["edgevlm.tokenizer.normalizer"] = string(kind.normalizer)
     return values
+
+
+def _settings(checkpoint: Checkpoint) -> Section | None:
+    """Return tokenizer_config.json; what it lacks as tekken.json means it, where that is alone."""
+    settings = checkpoint.optional_json("tokenizer_config.json")
+    tekken = tekken_settings(checkpoint.folder)
+    if settings is None or tekken is None:
+        return settings or tekken
+    return settings.over(tekken)
 
 
 def added_token_id(checkpoint: Checkpoint, text: str) -> int | None:

@@ -11,6 +11,7 @@ from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm_convert.json_file import DAMAGED_HINT, quoted
 from edgevlm_convert.metadata import Value, array, string
 from edgevlm_convert.vocabulary.added import AddedToken, too_large
+from edgevlm_convert.vocabulary.byte_letters import BYTE_LETTERS
 from edgevlm_convert.vocabulary.pre_tokenizer_table import PreTokenizer
 from edgevlm_convert.vocabulary.rows import (
     CONTROL,
@@ -22,14 +23,10 @@ from edgevlm_convert.vocabulary.rows import (
 )
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson
 
-# GPT-2 writes these bytes as themselves, all others as the characters from 256 on.
-_PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))
-
 
 def byte_letters() -> list[str]:
     """Return the letter of every byte."""
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in _PLAIN else chr(next(others)) for byte in range(256)]
+    return list(BYTE_LETTERS)
 
 
 def byte_level_keys(

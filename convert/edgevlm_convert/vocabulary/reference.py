@@ -29,6 +29,7 @@ from edgevlm_convert.vocabulary.sentencepiece_model import (
     read_sentencepiece_model,
 )
 from edgevlm_convert.vocabulary.structure import fields_of, steps_of
+from edgevlm_convert.vocabulary.tekken import check_merges, tekken_settings
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
 from edgevlm_convert.vocabulary.unigram_text import (
     TextSteps,
@@ -76,6 +77,19 @@ class ReferenceTokenizer:
             text = replace_characters(text, self._charsmap)
         found = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         return found if self._ids is None else [self._ids[number] for number in found]
+
+    def pieces(self, text: str) -> list[tuple[bytes, list[int]]]:
+        """Return what the pre-tokenizer cuts a text into, as bytes, and the ids of each piece."""
+        bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+        cut: Any = self._tokenizer.pre_tokenizer
+        found: list[tuple[str, Any]] = cut.pre_tokenize_str(text) if cut is not None else []
+        return [
+            (
+                bytes(bytes_of[letter] for letter in piece),
+                [token.id for token in self._tokenizer.model.tokenize(piece)],
+            )
+            for piece, _ in found
+        ]
 
     @property
     def adds_special(self) -> bool:
@@ -171,7 +185,11 @@ def open_reference(folder: Path) -> tuple[list[Probe], ReferenceTokenizer]:
         pieces = tokenizer.pieces()
         return found, _reference_of_unigram(tokenizer.values, pieces, steps, added, texts)
     if tokenizer is not None:
-        return found, reference_of_json(tokenizer, added, texts)
+        reference = reference_of_json(tokenizer, added, texts)
+        if tekken_settings(folder) is not None:
+            pieces = [piece for text in texts for piece in reference.pieces(text)]
+            check_merges(folder, pieces)
+        return found, reference
     model = read_sentencepiece_model(folder / MODEL_FILE)
     return found, reference_of_model(model, added, texts)
 

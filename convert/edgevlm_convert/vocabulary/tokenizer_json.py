@@ -17,6 +17,7 @@ from edgevlm.files import human_bytes
 from edgevlm_convert.config import Section
 from edgevlm_convert.json_file import DAMAGED_HINT, check_regular_file, parse_json_object, quoted
 from edgevlm_convert.vocabulary.separate_files import put_together
+from edgevlm_convert.vocabulary.tekken import tekken_as_tokenizer_json
 
 FILE = "tokenizer.json"
 _MAX_BYTES = 64_000_000
@@ -139,13 +140,15 @@ class TokenizerJson:
 def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
     """Return the folder's tokenizer.json, None when there is none.
 
-    Where it is in separate files it is put together from these.
+    Where it is in separate files, or is Mistral's tekken.json, it is put together from these.
 
     Raises:
         CheckpointError: unreadable, larger than 64 MB, or not one JSON object.
     """
     path = folder / FILE
-    raw = _read(path) if path.exists() else put_together(folder)
+    raw = (
+        _read(path) if path.exists() else put_together(folder) or tekken_as_tokenizer_json(folder)
+    )
     if raw is None:
         return None
     pieces = _cut(raw)
