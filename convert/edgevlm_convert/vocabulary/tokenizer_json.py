@@ -22,6 +22,8 @@ from edgevlm_convert.vocabulary.tekken import tekken_as_tokenizer_json
 FILE = "tokenizer.json"
 _MAX_BYTES = 64_000_000
 _PIECE_BYTES = 1 << 18
+# Gemma 3 has 514,906.
+_MAX_MERGES = 1 << 20
 _MAX_SCORE = 1e30  # far inside of a 32-bit float
 # Possessive: an unfinished string of a hostile file costs one pass and no memory.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -112,13 +114,20 @@ class TokenizerJson:
         """Yield both parts of every merge, in order.
 
         Raises:
-            CheckpointError: they are missing, or one is not two tokens.
+            CheckpointError: they are missing, too many, or one is not two tokens.
         """
+        n_merges = 0
         for piece in self._of(b'"merges"', "a list of merges", opening=b"["):
             found = parse_json_object(
                 b'{"merges":[' + piece + b"]}", where=f"{FILE}: `model.merges`"
             )
-            for entry in cast(list[object], found["merges"]):
+            merges = cast(list[object], found["merges"])
+            n_merges += len(merges)
+            if n_merges > _MAX_MERGES:
+                raise CheckpointError(
+                    f"{FILE} has more than {_MAX_MERGES} merges", hint=DAMAGED_HINT
+                )
+            for entry in merges:
                 yield _pair(entry)
 
     def _of(self, key: bytes, expected: str, *, opening: bytes) -> Iterator[bytes]:
@@ -146,9 +155,7 @@ def read_tokenizer_json(folder: Path) -> TokenizerJson | None:
         CheckpointError: unreadable, larger than 64 MB, or not one JSON object.
     """
     path = folder / FILE
-    raw = (
-        _read(path) if path.exists() else put_together(folder) or tekken_as_tokenizer_json(folder)
-    )
+    raw = _read(path) if path.exists() else put_together(folder) or tekken_as_tokenizer_json(folder)
     if raw is None:
         return None
     pieces = _cut(raw)
