@@ -79,6 +79,10 @@ class FileEntry(_Record):
             return [(part.name, part.n_bytes, part.mtime_ns) for part in self.parts]
         return [(self.name, self.n_bytes, self.mtime_ns)]
 
+    def is_there(self, folder: Path) -> bool:
+        """Whether every file exists in `folder`."""
+        return all((folder / name).exists() for name, _, _ in self.files())
+
     def is_unchanged(self, folder: Path) -> bool:
         """Whether every file of `folder` has the size and mtime that it was written with."""
         status = {name: (folder / name).stat() for name, _, _ in self.files()}

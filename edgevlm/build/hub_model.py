@@ -19,6 +19,7 @@ from edgevlm.build.source import download_checkpoint
 from edgevlm.errors import GGUFError
 from edgevlm.files import write_together
 from edgevlm.gguf_file import read_gguf
+from edgevlm.gguf_shards import model_stem
 from edgevlm.model_dir import (
     MANIFEST_NAME,
     FileEntry,
@@ -107,7 +108,7 @@ def _downloaded(
         return HubModel(folder=folder, level=None)
     found = fetch_gguf(listing, levels=levels, or_any=not is_asked, progress=progress)
     if not is_asked:
-        note(f"took {found.text.name}; --level chooses another")
+        note(f"took {found.text[0].name}; --level chooses another")
     with cache_lock(folder.parent):
         return HubModel(folder=folder, level=_link(listing, found, folder))
 
@@ -119,9 +120,7 @@ def _texts(folder: Path) -> list[str]:
             path.unlink()
     manifest = read_manifest(folder)
     entries = manifest.files if manifest else []
-    return [
-        entry.level for entry in entries if entry.role == "text" and (folder / entry.name).exists()
-    ]
+    return [entry.level for entry in entries if entry.role == "text" and entry.is_there(folder)]
 
 
 def _link(listing: Listing, found: HubGGUF, folder: Path) -> str:
@@ -134,7 +133,7 @@ def _link(listing: Listing, found: HubGGUF, folder: Path) -> str:
     text = _entry(folder, found.text, "text", level=found.level, sha256=found.sha256)
     entries = [text]
     if found.mmproj is not None:
-        entries.append(_entry(folder, found.mmproj, "mmproj", level=None, sha256=found.sha256))
+        entries.append(_entry(folder, (found.mmproj,), "mmproj", level=None, sha256=found.sha256))
     manifest = read_manifest(folder) or Manifest(
         name=_model_name(found) or listing.name.short,
         family="unknown",
@@ -143,7 +142,7 @@ def _link(listing: Listing, found: HubGGUF, folder: Path) -> str:
         ledger=LedgerRecord(n_source_tensors=0, used={}, dropped={}),
         versions=tool_versions(),
     )
-    here = [entry for entry in manifest.files if (folder / entry.name).exists()]
+    here = [entry for entry in manifest.files if entry.is_there(folder)]
     manifest = manifest.model_copy(update={"files": here}).with_files(entries)
     with write_together(folder, names=(), n_bytes=MANIFEST_ALLOWANCE_BYTES, force=True) as output:
         write_manifest(output, manifest)
@@ -152,35 +151,41 @@ def _link(listing: Listing, found: HubGGUF, folder: Path) -> str:
 
 def _model_name(found: HubGGUF) -> str:
     """Return the text model's file name without its level, as files beside it are named."""
-    stem = found.text.stem
+    stem = model_stem(found.text[0].name)
     if found.level is None or not stem.upper().endswith(f"-{found.level}"):
         return ""
     return stem[: -len(found.level) - 1]
 
 
 def _entry(
-    folder: Path, path: Path, role: Role, *, level: str | None, sha256: Mapping[str, str]
+    folder: Path,
+    paths: Sequence[Path],
+    role: Role,
+    *,
+    level: str | None,
+    sha256: Mapping[str, str],
 ) -> FileEntry:
-    file = read_gguf(path)
+    file = read_gguf(paths[0])
     if file.is_projector != (role == "mmproj"):
         kind = "a projector" if file.is_projector else "a text model"
         raise GGUFError(
-            f"`{path.name}` is {kind}, which its name does not say",
+            f"`{paths[0].name}` is {kind}, which its name does not say",
             hint="do not trust this repository",
         )
-    target = folder / path.name
-    if not target.exists():
-        try:
-            target.symlink_to(path)
-        except OSError:  # Windows asks for a privilege
-            shutil.copyfile(path, target)
+    for path in paths:
+        if not (folder / path.name).exists():
+            try:
+                (folder / path.name).symlink_to(path)
+            except OSError:  # Windows asks for a privilege
+                shutil.copyfile(path, folder / path.name)
+    names = [path.name for path in paths]
     return describe_file(
-        target,
-        name=path.name,
+        folder / names[0],
+        name=names[0],
         role=role,
         level=level or file.file_type or "unknown",
         profile=None,
-        sha256=[sha256[path.name]] if path.name in sha256 else (),
+        sha256=[sha256[name] for name in names] if sha256.keys() >= set(names) else (),
     )
 
 

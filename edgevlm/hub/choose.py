@@ -25,7 +25,9 @@ _SIDE_FILE = re.compile(
 )
 _SHARD = re.compile(r"[\w][\w.+-]*\.safetensors", re.ASCII)
 _GGUF = re.compile(r"([\w][\w.+ -]*/)*[\w][\w.+ -]*\.gguf", re.ASCII)
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+# As llama.cpp names the files of a model in several (src/llama.cpp, `llama_split_path`).
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.ASCII)
+_MAX_PARTS = 1000
 _LEVEL = re.compile(
     r"(?:^|[-_.])((?:UD-)?(?:I?Q\d+(?:_\w+)*|TQ\d_\d|MXFP4(?:_\w+)*|BF16|F16|F32))\.gguf$",
     re.IGNORECASE | re.ASCII,
@@ -159,12 +161,12 @@ class GGUFChoice:
     """The files of one level.
 
     Attributes:
-        text: the text model.
+        text: the text model, all its files in order.
         level: as its name says; None: it does not.
         mmproj: the projector, None where the repository has none.
     """
 
-    text: HubFile
+    text: tuple[HubFile, ...]
     level: str | None
     mmproj: HubFile | None
 
@@ -182,7 +184,7 @@ def choose_gguf(
 
     Raises:
         SourceNotFoundError: none of these levels.
-        HubError: several at that level, or a text model in several files.
+        HubError: several at that level, or one that is not there in all its files.
     """
     there = {name: level_of(name) for name in text_ggufs(files)}
     wanted = next((level.upper() for level in levels if level.upper() in there.values()), None)
@@ -196,22 +198,35 @@ def choose_gguf(
     if wanted is None:
         names = [name for name in there if not _SPLIT.search(name)][:1] or list(there)
     text = _only(repo, names)
-    return GGUFChoice(text=files[text], level=there[text], mmproj=_projector(files, there[text]))
+    return GGUFChoice(
+        text=tuple(files[name] for name in text),
+        level=there[text[0]],
+        mmproj=_projector(files, there[text[0]]),
+    )
 
 
-def _only(repo: str, names: Sequence[str]) -> str:
-    if _SPLIT.search(names[0]):
-        raise HubError(
-            f"`{names[0]}` of `{repo}` is one part of several",
-            hint="choose a level that is one file with --level, or join them: `llama-gguf-split`",
-        )
-    if len(names) > 1:
+def _only(repo: str, names: Sequence[str]) -> list[str]:
+    """Return the files of the one model among `names`, all of a level."""
+    models = {_SPLIT.sub("", name) for name in names}
+    if len(models) > 1:
         shown = ", ".join(f"`{name}`" for name in names[:4])
         raise HubError(
             f"`{repo}` holds several text models of one level: {shown}",
             hint=f"choose with --level, or download one: `hf download {repo} FILE`",
         )
-    return names[0]
+    split = _SPLIT.search(names[0])
+    if split is None:
+        return [names[0]]
+    count = min(int(split[1]), _MAX_PARTS)
+    stem = models.pop()
+    parts = [f"{stem}-{number:05}-of-{split[1]}.gguf" for number in range(1, count + 1)]
+    missing = next((name for name in parts if name not in names), None)
+    if missing is not None or len(parts) != len(names):
+        raise HubError(
+            f"`{repo}` holds `{names[0]}`, and not `{missing or parts[-1]}`",
+            hint="the upload is incomplete: choose another level with --level, or a revision",
+        )
+    return parts
 
 
 def _is_projector(name: str) -> bool:

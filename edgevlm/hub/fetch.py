@@ -38,13 +38,13 @@ class HubGGUF:
     """GGUF files of the Hub, on this machine.
 
     Attributes:
-        text: the text model's file.
+        text: the text model's files, in order.
         level: as its name says; None: it does not.
         mmproj: the projector's file, None where the repository has none.
         sha256: of the files, by name, as far as they are listed.
     """
 
-    text: Path
+    text: tuple[Path, ...]
     level: str | None
     mmproj: Path | None
     sha256: dict[str, str]
@@ -114,11 +114,11 @@ def fetch_gguf(
 ) -> HubGGUF:
     """Return a text model in GGUF and its projector, chosen as `choose.choose_gguf` says."""
     chosen = choose.choose_gguf(listing.name.repo, listing.files, levels=levels, or_any=or_any)
-    files = [file for file in (chosen.text, chosen.mmproj) if file is not None]
+    files = [file for file in (*chosen.text, chosen.mmproj) if file is not None]
     _fetch(listing, files, progress=progress, is_told=True)
     folder = listing.cache.snapshot(listing.commit)
     return HubGGUF(
-        text=folder / chosen.text.name,
+        text=tuple(folder / file.name for file in chosen.text),
         level=chosen.level,
         mmproj=folder / chosen.mmproj.name if chosen.mmproj else None,
         sha256={

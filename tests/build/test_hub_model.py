@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from edgevlm.build.cache import last_model
+from edgevlm.build.convert import convert_model
 from edgevlm.build.quantize import plan_quantization, quantize_model
 from edgevlm.build.resolve import open_source, resolve_model
 from edgevlm.build.source import find_checkpoint
@@ -17,10 +18,12 @@ from edgevlm.errors import (
     CheckpointError,
     EdgeVLMError,
     GGUFError,
+    HubError,
     ProfileError,
     SourceNotFoundError,
 )
 from edgevlm.files import sha256_file
+from edgevlm.gguf_shards import read_model
 from edgevlm.model_dir import open_model_dir, read_manifest
 from tests.hub_server import COMMIT, HubServer, Repo
 
@@ -142,6 +145,43 @@ def test_gguf_files_are_downloaded(
     assert second.text.parent == model.text.parent
     with pytest.raises(SourceNotFoundError, match=r"Q2_K.*F16, Q4_K_M"):
         resolve_model("org/shapes-GGUF", level="Q2_K")
+
+
+def test_a_model_in_parts_is_downloaded_whole(
+    hub: HubServer, shapes_checkpoint: Path, shapes_dir: Path, tmp_path: Path
+) -> None:
+    convert_model(
+        shapes_checkpoint,
+        out=tmp_path / "split",
+        name="shapes",
+        outtype="f16",
+        split_max_bytes=2_000_000,
+    )
+    files = {f"F16/{n}": raw for n, raw in read_files(tmp_path / "split", "shapes-*").items()}
+    parts = [Path(name).name for name in sorted(files)]
+    assert len(parts) == 4
+    mmproj = "mmproj-shapes-F16.gguf"
+    hub.repos["org/shapes-GGUF"] = Repo(files={**files, mmproj: (shapes_dir / mmproj).read_bytes()})
+    model = resolve_model("org/shapes-GGUF")
+    assert model == resolve_model("org/shapes-GGUF")
+    assert (model.name, model.level, model.text.name) == ("shapes", "F16", parts[0])
+    assert len(read_model(model.text).tensors) == 46
+    manifest = read_manifest(model.text.parent)
+    assert manifest is not None
+    assert [(part.name, part.sha256) for part in manifest.files[0].parts] == [
+        (name, sha256_file(model.text.parent / name)) for name in parts
+    ]
+    # A part that has left the Hub's cache is downloaded again.
+    (model.text.parent / parts[1]).resolve().unlink()
+    assert len(read_model(resolve_model("org/shapes-GGUF").text).tensors) == 46
+    # Its levels are made from all parts.
+    made = quantize_model(plan_quantization(open_model_dir(model.text.parent), level="Q8_0"))
+    name = "shapes-Q8_0.gguf"
+    assert sha256_file(made.folder / name) == sha256_file(shapes_dir / name)
+    del hub.repos["org/shapes-GGUF"].files[f"F16/{parts[2]}"]
+    hub.repos["org/shapes-GGUF"].commit = "2" * 40
+    with pytest.raises(HubError, match=f"and not `F16/{parts[2]}`"):
+        resolve_model("org/shapes-GGUF")
 
 
 def test_a_level_that_is_no_gguf_is_made_from_the_checkpoint(

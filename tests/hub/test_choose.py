@@ -121,14 +121,14 @@ def test_text_models_are_not_projectors() -> None:
 )
 def test_a_level_and_its_projector(levels: tuple[str, ...], text: str, mmproj: str) -> None:
     chosen = choose_gguf("org/name", files(*GGUFS), levels=levels)
-    assert chosen.text.name == text
+    assert [file.name for file in chosen.text] == [text]
     assert chosen.mmproj is not None
     assert chosen.mmproj.name == mmproj
 
 
 def test_any_level_where_none_was_asked() -> None:
     chosen = choose_gguf("org/name", files("b.gguf", "a.gguf"), levels=("Q4_K_M",), or_any=True)
-    assert (chosen.text.name, chosen.level, chosen.mmproj) == ("a.gguf", None, None)
+    assert (chosen.text[0].name, chosen.level, chosen.mmproj) == ("a.gguf", None, None)
 
 
 def test_a_level_that_is_not_there() -> None:
@@ -137,7 +137,15 @@ def test_a_level_that_is_not_there() -> None:
 
 
 def test_a_model_in_parts_and_two_models() -> None:
-    with pytest.raises(HubError, match="part"):
+    with pytest.raises(HubError, match=r"and not `BF16/x-BF16-00002-of-00002.gguf`"):
         choose_gguf("org/name", files(*GGUFS), levels=("BF16",))
+    parts = [f"BF16/x-BF16-0000{number}-of-00002.gguf" for number in (1, 2)]
+    chosen = choose_gguf("org/name", files(parts[1], *GGUFS), levels=("BF16",))
+    assert [file.name for file in chosen.text] == parts
+    assert chosen.mmproj is not None
+    # A name that claims a hundred thousand files, and parts that are none.
+    for name in ("x-Q8_0-00001-of-99999.gguf", "x-Q8_0-00000-of-00001.gguf"):
+        with pytest.raises(HubError, match="and not"):
+            choose_gguf("org/name", files(name), levels=("Q8_0",))
     with pytest.raises(HubError, match="several"):
         choose_gguf("org/name", files("a-Q8_0.gguf", "b-Q8_0.gguf"), levels=("Q8_0",))

@@ -509,10 +509,11 @@ def test_gguf_files_of_one_level(hub: HubServer, weights: bytes) -> None:
     hub.repos["org/name"] = Repo(files={name: weights + name.encode() for name in names})
     listing = list_repo(HubName(repo="org/name"), note=lambda text: None)
     found = fetch_gguf(listing, levels=("Q8_0",))
-    assert (found.text.name, found.level) == ("x-Q8_0.gguf", "Q8_0")
+    (text,) = found.text
+    assert (text.name, found.level) == ("x-Q8_0.gguf", "Q8_0")
     assert found.mmproj is not None
-    assert {path.name for path in found.text.parent.iterdir()} == {
+    assert {path.name for path in text.parent.iterdir()} == {
         "x-Q8_0.gguf",
         "mmproj-x-F16.gguf",
     }
-    assert found.sha256["x-Q8_0.gguf"] == sha256(found.text.read_bytes()).hexdigest()
+    assert found.sha256["x-Q8_0.gguf"] == sha256(text.read_bytes()).hexdigest()
