@@ -18,6 +18,7 @@ from edgevlm_convert.json_file import DAMAGED_HINT, quoted
 
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _MAX_ADDED = 1 << 20
+_MAX_LENGTH = 65_536
 # Control tokens that some tokenizers do not mark as special (conversion/base.py).
 _LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _SPECIAL_BRACKETS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))  # noqa: RUF001 (DeepSeek's bars)
@@ -73,6 +74,10 @@ def added_tokens(
     for file, number, content, special in _entries(tokenizer, settings, older):
         if number >= n_rows:
             raise too_large(content, number, n_rows)
+        if not content or len(content) > _MAX_LENGTH:
+            raise CheckpointError(
+                f"{file}: added token {number} has {len(content)} characters", hint=DAMAGED_HINT
+            )
         known = added.get(number)
         if known is not None and known.content != content:
             raise CheckpointError(

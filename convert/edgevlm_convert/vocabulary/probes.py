@@ -16,6 +16,7 @@ from itertools import product
 N_PROBES = 500
 # Added tokens that take part, the first ones by id.
 _MAX_TOKENS = 12
+_MAX_LENGTH = 200
 # Characters of Unicode 16.
 NEWER_UNICODE = "newer unicode"
 _NUMBERS = ("0", "7", "42", "100", "1000", "12345", "123456", "3.14", "1,000,000", "2024-01-31")
@@ -58,7 +59,10 @@ def probes(added: Sequence[str]) -> list[Probe]:
         "other spaces": _filled(_OTHER_SPACES, _AROUND_OTHER_SPACES),
     }
     found = [Probe(group=group, text=text) for group, texts in groups.items() for text in texts]
-    tokens = [token for token in added if token.strip()] or ["<s>", "<|im_end|>"]
+    tokens = [token for token in added if token.strip() and len(token) <= _MAX_LENGTH] or [
+        "<s>",
+        "<|im_end|>",
+    ]
     taken = {probe.text for probe in found}
     for text in _with_tokens(tokens[:_MAX_TOKENS]):
         if len(found) < N_PROBES and text not in taken:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -75,7 +76,8 @@ class ReferenceTokenizer:
         """Return the ids of a text; `add_special` adds BOS and EOS as the post-processor does."""
         if self._charsmap:
             text = replace_characters(text, self._charsmap)
-        found = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        with _reading():
+            found = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         return found if self._ids is None else [self._ids[number] for number in found]
 
     def pieces(self, text: str) -> list[tuple[bytes, list[int]]]:
@@ -264,13 +266,26 @@ def _normalized(values: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
     alone = {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}
     empty = _tokenizer({"version": "1.0", "normalizer": values.get("normalizer"), "model": alone})
     found = empty.normalizer
-    return [found.normalize_str(text) for text in texts] if found is not None else []
+    if found is None:
+        return []
+    with _reading():
+        return [found.normalize_str(text) for text in texts]
 
 
 def _tokenizer(values: Mapping[str, Any]) -> Tokenizer:
-    try:
+    with _reading():
         return Tokenizer.from_str(json.dumps(values))
-    except Exception as error:  # `tokenizers` knows no type of its own.
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    """Turn what `tokenizers` raises into an error about the file that it was given."""
+    try:
+        yield
+    except BaseException as error:
+        # It knows no type of its own; its panics have a private one, outside of Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(
             f"`tokenizers` cannot read tokenizer.json: {str(error)[:200]}", hint=DAMAGED_HINT
         ) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from array import array as compact
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from edgevlm.errors import CheckpointError, ConversionError
@@ -183,11 +183,13 @@ def sentencepiece_keys(
         texts[row], scores[row] = token.text, _ADDED_SCORE
         types[row] = CONTROL if token.is_control else USER_DEFINED
     filled = fill_rows(texts, types)
-    written = set(runtime_tokens) & set(filled)
+    known = set(filled)
     check_runtime_tokens(
         runtime_tokens,
-        lambda text: text in written or text.replace(" ", "▁") in filled or _is_byte(text, filled),
+        lambda text: text in known or text.replace(" ", "▁") in known or _is_byte(text, known),
     )
+    if model == "llama":
+        _check_bytes(known)
     return {
         "tokenizer.ggml.model": string(model),
         "tokenizer.ggml.pre": string("default"),
@@ -197,6 +199,20 @@ def sentencepiece_keys(
     }
 
 
-def _is_byte(text: str, tokens: Sequence[str]) -> bool:
+def _check_bytes(known: Set[str]) -> None:
+    """Check that every byte has a piece: without one llama.cpp ends the process at a text.
+
+    Facts from llama.cpp (src/llama-vocab.cpp, `byte_to_token`).
+    """
+    for byte in range(256):
+        if f"<0x{byte:02X}>" not in known:
+            raise ConversionError(
+                f"the vocabulary has no piece `<0x{byte:02X}>`, and llama.cpp needs one for every"
+                " byte",
+                hint="only SentencePiece BPE with byte fallback can be converted",
+            )
+
+
+def _is_byte(text: str, tokens: Set[str]) -> bool:
     raw = text.encode()
     return len(raw) == 1 and f"<0x{raw[0]:02X}>" in tokens

@@ -104,11 +104,23 @@ def _steps(post_processor: object) -> list[dict[str, object]]:
 
 
 def _read_template(step: Mapping[str, object], reading: _Reading) -> None:
-    """Read a template: at most one special token before the text and one after it."""
+    """Read a template: at most one special token before the text and one after it.
+
+    Raises:
+        CheckpointError: a token that the step itself does not define: `tokenizers` would panic.
+        ConversionError: more tokens, or another one than BOS.
+    """
     single, pair = _items(step.get("single")), _items(step.get("pair"))
     names = [name for name, _ in single]
     if names.count("") != 1 or names.index("") > 1 or len(names) - names.index("") > 2:
         raise _unknown("a post-processor that adds several tokens")
+    defined = _fields(step.get("special_tokens"))
+    for name, _ in (*single, *pair):
+        if name and name not in defined:
+            raise CheckpointError(
+                f"tokenizer.json: the post-processor adds {quoted(name)} and does not define it",
+                hint=DAMAGED_HINT,
+            )
     first, last = (names[0], names[-1]) if len(names) > 1 else ("", "")
     if first:
         reading.names["bos"] = reading.names["bos"] or first
