@@ -30,6 +30,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE_FILE = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 4_000_000
 _MODEL_PREFIX = "base_model.model."
+_BASE_LAYER = ".base_layer."
 _PAIR_ENDINGS = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -53,6 +54,11 @@ _OTHER_KINDS = (
     "velora_config",
 )
 _HINT = "adapter and checkpoint are of different models; merge with peft's `merge_and_unload`"
+# peft's own merge changes both where the two are tied, and then answers otherwise than it trained.
+UNTIE_HINT = (
+    "where output and embedding are tied, untie the checkpoint first: save it with a head of its"
+    " own and `tie_word_embeddings` false, then convert that with the adapter"
+)
 _MAX_RANK = 1 << 14
 
 
@@ -142,6 +148,8 @@ def merge(adapter: Adapter, tensors: Mapping[str, SourceTensor]) -> Merged:
     merged = dict(tensors)
     adapted: dict[str, tuple[str, ...]] = {}
     replaced: dict[str, str] = {}
+    # peft saves an embedding that it changes with the pair: the pair is added to what it saved.
+    saved: set[str] = set()
     pairs: dict[str, dict[str, SourceTensor]] = {}
     for name, tensor in adapter.tensors.items():
         module, role = _role(name)
@@ -152,13 +160,18 @@ def merge(adapter: Adapter, tensors: Mapping[str, SourceTensor]) -> Merged:
         # Saved whole: modules_to_save, and biases that were trained.
         _check_shape(tensor, tensor.shape, base.shape, base)
         _claim(adapted, base, (tensor,))
+        if _BASE_LAYER in name:
+            saved.add(base.name)
         replaced |= dict.fromkeys(base.parts, f"the adapter's {quoted(name)} stands in its place")
         merged[base.name] = _named(replace(tensor, name=base.name), tensor)
     for module, parts in pairs.items():
         first = next(iter(parts.values()))
         base = _base(f"{module}.weight", tensors, first.name)
-        _claim(adapted, base, tuple(parts.values()))
-        merged[base.name] = _merged(base, parts, adapter, module)
+        if base.name in saved:
+            adapted[base.name] += tuple(tensor.name for tensor in parts.values())
+        else:
+            _claim(adapted, base, tuple(parts.values()))
+        merged[base.name] = _merged(merged[base.name], parts, adapter, module)
     return Merged(tensors=merged, adapted=adapted, replaced=replaced)
 
 
@@ -180,7 +193,7 @@ def _role(name: str) -> tuple[str, str]:
     for ending, role in _PAIR_ENDINGS.items():
         if plain.endswith(ending):
             return plain.removesuffix(ending), role
-    return plain.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."), ""
+    return plain.replace(".modules_to_save.default.", ".").replace(_BASE_LAYER, "."), ""
 
 
 def _base(name: str, tensors: Mapping[str, SourceTensor], source: str) -> SourceTensor:
@@ -190,7 +203,7 @@ def _base(name: str, tensors: Mapping[str, SourceTensor], source: str) -> Source
             return tensors[candidate]
     raise ConversionError(
         f"the adapter's tensor {quoted(source)} finds no {quoted(name)} in the checkpoint",
-        hint=_HINT,
+        hint=f"{_HINT}; {UNTIE_HINT}" if name.endswith("lm_head.weight") else _HINT,
     )
 
 

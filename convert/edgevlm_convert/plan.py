@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm.progress import SILENT, Progress
-from edgevlm_convert.adapter import Merged, merge, open_adapter
+from edgevlm_convert.adapter import UNTIE_HINT, Merged, merge, open_adapter
 from edgevlm_convert.chat_template import with_place_for_images
 from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 from edgevlm_convert.config import Section
@@ -217,8 +217,9 @@ def _read(
     if checkpoint.is_mistral:
         parts = {file: _as_mistral_names(part) for file, part in parts.items()}
     outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})
-    head = f"{source.prefixes.head}weight"
-    _check_head(mistral_name(head) if checkpoint.is_mistral else head, ledger, merged)
+    ends = (f"{source.prefixes.text}embed_tokens.weight", f"{source.prefixes.head}weight")
+    if all(mapped.name != "output.weight" for mapped in outputs["text"]):
+        _check_tied(tuple(map(mistral_name, ends)) if checkpoint.is_mistral else ends, merged)
     return _Model(
         checkpoint=checkpoint,
         stored=opened.tensors,
@@ -243,13 +244,18 @@ def _as_mistral_names(part: Part) -> Part:
     return replace(part, rules=tuple(rules))
 
 
-def _check_head(head: str, ledger: Ledger, merged: Merged) -> None:
-    """Check that a head of an adapter's own is not left out with the checkpoint's tied one."""
-    if head in merged.adapted and head in ledger.dropped:
-        raise ConversionError(
-            f"the adapter changes {quoted(head)}, which is {ledger.dropped[head]}",
-            hint="merge with peft's `merge_and_unload`, and save with `tie_word_embeddings` false",
-        )
+def _check_tied(names: Sequence[str], merged: Merged) -> None:
+    """Check that an adapter changes neither embedding nor output where the two are one matrix.
+
+    It was trained with a change in one of them.
+    """
+    for name in names:
+        if name in merged.adapted:
+            raise ConversionError(
+                f"the adapter changes {quoted(name)}: output and embedding are tied in the"
+                " checkpoint, and two with the adapter",
+                hint=UNTIE_HINT,
+            )
 
 
 def _whole_ledger(ledger: Ledger, dropped: Mapping[str, str], merged: Merged) -> Ledger:

@@ -185,6 +185,45 @@ def test_what_an_unread_block_learned_is_dropped_with_it(golden: Golden, tmp_pat
     assert {plan.ledger.dropped[name] for name in plan.adapted[base]} == {whole.dropped[base]}
 
 
+def test_a_pair_is_added_to_the_embedding_that_was_saved_with_it(
+    golden: Golden, tmp_path: Path
+) -> None:
+    checkpoint = golden("qwen3_vl")
+    module = "model.language_model.embed_tokens"
+    base = source(checkpoint, f"{module}.weight")
+    whole = base + drawn(*base.shape)
+    pair = drawn(2, base.shape[0]), drawn(base.shape[1], 2)
+    tensors = {
+        f"{module}.base_layer.weight": whole,
+        f"{module}.lora_embedding_A": pair[0],
+        f"{module}.lora_embedding_B": pair[1],
+    }
+    plan = plan_conversion(checkpoint, adapter=write_adapter(tmp_path / "a", tensors))
+    merged = target(plan, "token_embd.weight")
+    np.testing.assert_allclose(merged, whole + 3 * (pair[1] @ pair[0]).T, rtol=1e-6, atol=1e-5)
+    names = {f"base_model.model.{name}" for name in tensors}
+    assert set(plan.adapted[f"{module}.weight"]) == names <= set(plan.ledger.used)
+    assert f"{module}.weight" in plan.ledger.dropped
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_embedding_that_the_output_is_tied_to_is_refused(tmp_path: Path, is_whole: bool) -> None:
+    """peft trains the one and leaves the other; merged they would be one."""
+    module = "model.language_model.embed_tokens"
+    write_checkpoint(tmp_path / "checkpoint", tied=True)
+    base = source(tmp_path / "checkpoint", f"{module}.weight")
+    pair = drawn(2, base.shape[0]), drawn(base.shape[1], 2)
+    tensors = {f"{module}.lora_embedding_A": pair[0], f"{module}.lora_embedding_B": pair[1]}
+    folder = write_adapter(tmp_path / "a", {f"{module}.weight": base} if is_whole else tensors)
+    with pytest.raises(ConversionError, match="are tied in the checkpoint") as caught:
+        plan_conversion(tmp_path / "checkpoint", adapter=folder)
+    assert "untie the checkpoint" in caught.value.hint
+    folder = write_adapter(tmp_path / "b", {"lm_head.weight": base})
+    with pytest.raises(ConversionError, match=r"finds no `lm_head.weight`") as caught:
+        plan_conversion(tmp_path / "checkpoint", adapter=folder)
+    assert "untie the checkpoint" in caught.value.hint
+
+
 def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text(encoding="utf-8"))
@@ -193,7 +232,7 @@ def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
     assert "lm_head.weight" in plan_conversion(tmp_path / "checkpoint").ledger.dropped
     values = source(tmp_path / "checkpoint", "lm_head.weight")
     folder = write_adapter(tmp_path / "a", {"lm_head.weight": values})
-    with pytest.raises(ConversionError, match=r"changes `lm_head.weight`, which is tied") as caught:
+    with pytest.raises(ConversionError, match=r"changes `lm_head.weight`: output and") as caught:
         plan_conversion(tmp_path / "checkpoint", adapter=folder)
     assert "tie_word_embeddings" in caught.value.hint
 
