@@ -114,13 +114,6 @@ def _read_template(step: Mapping[str, object], reading: _Reading) -> None:
     names = [name for name, _ in single]
     if names.count("") != 1 or names.index("") > 1 or len(names) - names.index("") > 2:
         raise _unknown("a post-processor that adds several tokens")
-    defined = _fields(step.get("special_tokens"))
-    for name, _ in (*single, *pair):
-        if name and name not in defined:
-            raise CheckpointError(
-                f"tokenizer.json: the post-processor adds {quoted(name)} and does not define it",
-                hint=DAMAGED_HINT,
-            )
     first, last = (names[0], names[-1]) if len(names) > 1 else ("", "")
     if first:
         reading.names["bos"] = reading.names["bos"] or first
@@ -135,6 +128,13 @@ def _read_template(step: Mapping[str, object], reading: _Reading) -> None:
             reading.names["eot"] = reading.names["eos"]
         reading.names["eos"] = last
         reading.flags["eos"] = True
+    defined = _fields(step.get("special_tokens"))
+    for name, _ in (*single, *pair):
+        if name and name not in defined:
+            raise CheckpointError(
+                f"tokenizer.json: the post-processor adds {quoted(name)} and does not define it",
+                hint=DAMAGED_HINT,
+            )
     _read_pair(pair, first, last, reading)
 
 
