@@ -116,6 +116,7 @@ CONFIGS: list[tuple[str, str, Any]] = [
     ("text_config", "max_position_embeddings", -5),
     ("text_config", "rms_norm_eps", "small"),
     ("text_config", "rms_norm_eps", 0),
+    ("text_config", "rms_norm_eps", 10**400),
     ("text_config", "rope_parameters", 7),
     ("text_config", "rope_parameters", {"rope_type": "yarn", "factor": 4}),
     ("text_config", "rope_parameters", {"mrope_section": [6, 5]}),
