@@ -16,12 +16,29 @@ from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.errors import EdgeVLMError
 from tests.build.test_tokenizer_proof import MAKERS as PLAIN_MAKERS
 from tests.build.test_tokenizer_proof import write_vocabulary
+from tests.goldens.mistral_naming import tekken
+from tests.synthetic_tokenizer import write_json
+from tests.tokenizers.byte_level import write_tokenizer_tekken
+from tests.tokenizers.internvl import write_tokenizer_opengvlab
 from tests.tokenizers.mutations import damage
 from tests.tokenizers.unigram import TABLE, write_tokenizer_unigram
 
 N_MUTATIONS = 300
+
+
+def write_tekken(folder: Path) -> None:
+    """Write a tekken.json and nothing else."""
+    write_tokenizer_tekken(folder)
+    document = tekken(folder)
+    for path in list(folder.iterdir()):
+        path.unlink()
+    write_json(folder / "tekken.json", document)
+
+
 MAKERS: dict[str, Callable[..., None]] = {
     **PLAIN_MAKERS,
+    "vocab.json and merges.txt": write_tokenizer_opengvlab,
+    "tekken.json": write_tekken,
     "unigram": partial(write_tokenizer_unigram, model=False),
     "unigram with a table": partial(write_tokenizer_unigram, charsmap=TABLE),
 }

@@ -9,7 +9,14 @@ from random import Random
 from typing import Any, cast
 
 # How often each file is hit.
-_WEIGHTS = {"tokenizer.json": 6.0, "tokenizer.model": 6.0, "tokenizer_config.json": 2.0}
+_WEIGHTS = {
+    "tokenizer.json": 6.0,
+    "tokenizer.model": 6.0,
+    "tekken.json": 6.0,
+    "vocab.json": 4.0,
+    "merges.txt": 2.0,
+    "tokenizer_config.json": 2.0,
+}
 _VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 300, 319, 320, 10**6, 2**31, 2**32, 2**63, 10**300, -(10**300),
     1.5, 1e308, "", "x", " ", "▁", "\0", "x" * 100_000, [], {}, [[]], [{}], {"a": 1}, "Regex",
