@@ -32,7 +32,7 @@ from edgevlm_convert.vocabulary.unigram import UNKNOWN_ID, unigram_keys
 _SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 _MAX_ADDED_BYTES = 16_000_000
 # Text models that llama.cpp converts as Llama (conversion/llama.py), whose keys differ a little.
-_LLAMA = ("llama", "mistral", "mixtral")
+_LLAMA = ("llama", "mistral", "mixtral", "granite", "granite4_vision_text")
 _GRANITE_ROWS = 49152
 
 

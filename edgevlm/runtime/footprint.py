@@ -39,6 +39,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.granite4_projector import n_tiles as n_granite4_tiles
 from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
@@ -220,6 +221,12 @@ def _largest_image(
     mmproj: GGUFFile, n_ctx: int, image_sizes: Sequence[tuple[int, int]]
 ) -> _Encodes:
     """Return what the image that costs the most is made into."""
+    if _projector_type(mmproj) == "granite4_vision":
+        # All of an image's tiles go through the graph at once.
+        n_encodes = 1 + max(n_granite4_tiles(mmproj, *size) for size in image_sizes)
+        side = _image_side(mmproj)
+        n_patches = (side // _patch(mmproj)) ** 2
+        return _Encodes(n_patches=n_encodes * n_patches, n_pixels=n_encodes * side * side)
     limits = _limits(mmproj)
     n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
     if limits is None or n_tiles:
@@ -280,7 +287,7 @@ def _merge(mmproj: GGUFFile) -> int:
         mmproj, "clip.vision.projector.scale_factor"
     )
     kind = _projector_type(mmproj)
-    usual = 2 if kind.startswith("qwen") else 4 if kind == "gemma3" else 1
+    usual = 2 if kind.startswith(("qwen", "granite4")) else 4 if kind == "gemma3" else 1
     return max(found, default=usual) or 1
 
 

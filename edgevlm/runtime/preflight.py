@@ -15,6 +15,7 @@ from typing import Any
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
+from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.internvl_projector import check_internvl
 from edgevlm.runtime.lfm2_canvas import MAX_ASPECT
 from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
@@ -167,6 +168,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, row_end=check_pixtral(file))
     if kind == "idefics3":
         return replace(span, max_aspect=_check_tiles(file))
+    if kind == "granite4_vision":
+        check_granite4(file, text)
     if kind == "internvl":
         return replace(span, canvas=check_internvl(file))
     if kind == "lfm2":

@@ -107,6 +107,8 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         runtime_tokens=("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
     ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
+    # libmtmd ends an image with the line feed.
+    "granite4_vision": ImageSpan(template="<image>\n", runtime_tokens=()),
     "internvl": ImageSpan(template="<IMG_CONTEXT>", runtime_tokens=("<img>", "</img>")),
     "gemma3": ImageSpan(
         template="<start_of_image>",

@@ -138,7 +138,9 @@ class TextSizes:
         n_layers -= min(n_layers, max(numbers(file, f"{name}.nextn_predict_layers"), default=0))
         heads = max(numbers(file, f"{name}.attention.head_count"), default=1) or 1
         kv_heads = numbers(file, f"{name}.attention.head_count_kv") or [heads]
-        n_deepstack = max(numbers(file, f"{name}.n_deepstack_layers"), default=0)
+        # How many streams ride along with a row, or for each layer which of them it takes.
+        keys = ("n_deepstack_layers", "deepstack_mapping")
+        n_deepstack = max(0, *(n for key in keys for n in numbers(file, f"{name}.{key}")), 0)
         head = width // heads
         linear = LinearAttention.read(file, n_layers)
         # One number for all layers, or one per layer.

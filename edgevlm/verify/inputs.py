@@ -43,12 +43,14 @@ class Inputs:
         kinds: name of the argument that tells a call which tokens are visual; "" for none.
         break_token: id of a token between the rows of an image, whose embedding llama.cpp's
             projector hands over with the visual ones; -1 for none.
+        stacks_tiles: llama.cpp encodes all tiles of an image at once, one below the other.
     """
 
     prepare: Prepare
     image_token: int
     kinds: str = ""
     break_token: int = -1
+    stacks_tiles: bool = False
 
 
 def open_inputs(folder: Path, *, family: str) -> Inputs:
@@ -69,6 +71,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "lfm2_vl": _lfm2,
         "gemma3": _gemma,
         "internvl": _internvl,
+        "granite4_vision": _granite4,
         "pixtral": _pixtral,
         "mistral3": _pixtral,
     }
@@ -231,6 +234,29 @@ def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
         return tokenizer(text.replace(_MARK, _CONTEXT))["input_ids"], tensors
 
     return Inputs(prepare=prepare, image_token=_image_token(config))
+
+
+def _granite4(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    config = checkpoint.config
+    images_of = _module("llava_next.image_processing_pil_llava_next").LlavaNextImageProcessorPil
+    tokenizer = _tokenizer(folder)
+    vision = config.section("vision_config")
+    processor = _module("granite4_vision.processing_granite4_vision").Granite4VisionProcessor(
+        image_processor=images_of.from_pretrained(folder),
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+        patch_size=vision.integer("patch_size", low=1, high=8192, default=16),
+        vision_feature_select_strategy="full",
+        downsample_rate=config.text("downsample_rate"),
+    )
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(processor, prompt, images)
+        made = processor(text=[text], images=list(images) or None, return_tensors="pt")
+        keys = ("pixel_values", "image_sizes") if images else ()
+        return made["input_ids"][0].tolist(), {key: made[key] for key in keys}
+
+    return Inputs(prepare=prepare, image_token=_image_token(config), stacks_tiles=True)
 
 
 def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:

@@ -183,7 +183,9 @@ def answer(
     return Case(
         name=question.name,
         prompt=question.prompt,
-        images=_images(question, tensors, rows_of[0] if rows_of else None, is_visual),
+        images=_images(
+            question, tensors, rows_of[0] if rows_of else None, is_visual, inputs.stacks_tiles
+        ),
         input_ids=np.where(is_visual, VISUAL_TOKEN, ids).astype(np.int32),
         answer=np.asarray(found, dtype=np.int32),
         top_ids=top,
@@ -227,7 +229,8 @@ def _along(
 def _visual_rows(model: Any, visual: Sequence[int]) -> Generator[list[NDArray[np.float32]]]:
     """Collect, call by call, the rows that the language model gets for visual tokens.
 
-    Features that ride along (Qwen3-VL's deepstack) stand beside them, as in the runtime's rows.
+    Features that ride along (Qwen3-VL's deepstack, Granite 4 Vision's streams) stand beside them,
+    as in the runtime's rows.
     """
     torch, _ = _libraries()
     wanted = torch.tensor(visual)
@@ -244,6 +247,9 @@ def _visual_rows(model: Any, visual: Sequence[int]) -> Generator[list[NDArray[np
             return
         parts = [embedded[0][where]]
         parts += list(arguments.get("deepstack_visual_embeds") or [])
+        if streams := arguments.get("deepstack_features"):
+            # Granite 4 Vision: added before layers of the text model, by their numbers.
+            parts = [streams[layer] for layer in sorted(streams)]
         rows.append(np.concatenate([part.float().numpy() for part in parts], axis=1))
 
     language = _language_model(model)
@@ -274,9 +280,12 @@ def _images(
     tensors: dict[str, Any],
     rows: NDArray[np.float32] | None,
     is_visual: NDArray[np.bool_],
+    stacks_tiles: bool,
 ) -> tuple[CaseImage, ...]:
     """Return the images with their pixels and embeddings, where these can be told apart."""
     pixels = _pixels(tensors, len(question.images))
+    if stacks_tiles:
+        pixels = [(np.concatenate(tiles, axis=1),) for tiles in pixels]
     parts = _rows_by_image(question, tensors, rows, is_visual)
     return tuple(
         CaseImage(

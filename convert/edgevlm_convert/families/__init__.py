@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
+from edgevlm_convert.families.granite4_vision import FAMILY as GRANITE4_VISION
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
 from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     PIXTRAL,
     MISTRAL3,
     INTERNVL,
+    GRANITE4_VISION,
     LFM2_VL,
 )
 

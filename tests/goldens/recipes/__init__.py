@@ -6,6 +6,7 @@ from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import (
     gemma3,
     gemma3_variants,
+    granite4_vision,
     idefics3,
     internvl,
     lfm2_vl,
@@ -44,6 +45,7 @@ RECIPES: dict[str, Recipe] = {
         pixtral.RECIPE,
         mistral3.RECIPE,
         internvl.RECIPE,
+        granite4_vision.RECIPE,
         lfm2_vl.RECIPE,
     )
 }
