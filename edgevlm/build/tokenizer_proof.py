@@ -32,8 +32,8 @@ LIMITS = {
     " none around a text where runs of spaces become one",
     "charsmap": "llama.cpp replaces the longest match in the table of characters, as SentencePiece"
     " does, `tokenizers` does not",
-    "byte-fallback": "llama.cpp's unigram writes the unknown token for what no piece covers, the"
-    " tokenizer its bytes",
+    "byte-fallback": "llama.cpp's unigram writes the unknown token for characters that no piece"
+    " covers, the tokenizer their bytes",
     "case": "with this pre-tokenizer llama.cpp knows case in ASCII only, or not at all, and marks"
     " that combine may be no part of a word",
     "spaces": "with this pre-tokenizer llama.cpp keeps spaces beyond ASCII out of ranges of"

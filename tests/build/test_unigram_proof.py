@@ -9,6 +9,7 @@ import pytest
 from edgevlm_convert.metadata import boolean, string, u32
 from edgevlm_convert.vocabulary.probes import N_PROBES
 from edgevlm_convert.vocabulary.unigram_text import check_charsmap, replace_characters
+from tokenizers import Tokenizer
 
 from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.errors import ConversionError
@@ -73,6 +74,15 @@ def test_every_difference_is_a_limit(tmp_path: Path, name: str) -> None:
 def test_bytes_become_the_unknown_token(tmp_path: Path, name: str) -> None:
     expected = write_form(tmp_path, name, byte_fallback=True)
     assert limits(proved(tmp_path)) == [*expected, "byte-fallback"]
+
+
+def test_a_line_end_is_its_byte_where_no_piece_has_it(tmp_path: Path) -> None:
+    write_form(tmp_path, "no prefix", byte_fallback=True)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = tokenizer.encode("the\n\na!<", add_special_tokens=False).ids
+    with open_vocabulary(write_vocabulary(tmp_path)) as vocabulary:
+        assert vocabulary.tokenize("the\n\na!<") == ids
+        assert vocabulary.tokenize("\n\u4f60\n") == [3 + 0x0A, 0, 3 + 0x0A]
 
 
 @pytest.mark.parametrize("charsmap", [b"", TABLE], ids=["identity", "table"])

@@ -82,6 +82,26 @@ def test_both_files_say_the_same(tmp_path: Path, charsmap: bytes) -> None:
     assert table == (list(charsmap) or None)
 
 
+def test_bytes_that_are_in_no_piece_are_characters(unigram: Path) -> None:
+    def add(tokenizer: Config) -> None:
+        tokenizer["added_tokens"].append(added_token(300, "#"))
+
+    edit(unigram, "tokenizer.json", add)
+    edit(unigram, "tokenizer_config.json", lambda s: s.pop("added_tokens_decoder"))
+    keys = plain(keys_of(unigram))
+    tokens, types, scores = (
+        keys[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "scores")
+    )
+    assert (tokens[3 + 0x0A], types[3 + 0x0A]) == ("\n", NORMAL)
+    assert scores[3 + 0x0A] == min(scores[3:298])
+    assert (tokens[3 + ord("<")], types[3 + ord("<")]) == ("<", NORMAL)
+    # A letter of other pieces, a space, a byte of longer characters, and what is added.
+    for byte in (ord("t"), 0x20, 0xE4, 0x00):
+        assert (tokens[3 + byte], types[3 + byte]) == (f"<0x{byte:02X}>", BYTE)
+    assert tokens[3 + ord("#")] == "<0x23>"
+    assert tokens[300] == "#"
+
+
 def test_without_byte_fallback_bytes_are_pieces_like_others(unigram: Path) -> None:
     edit(unigram, "tokenizer.json", lambda t: t["model"].update(byte_fallback=False))
     assert plain(keys_of(unigram))["tokenizer.ggml.token_type"][3] == NORMAL

@@ -32,6 +32,7 @@ from edgevlm_convert.vocabulary.sentencepiece_model import (
 from edgevlm_convert.vocabulary.structure import fields_of, steps_of
 from edgevlm_convert.vocabulary.tekken import check_merges, tekken_settings
 from edgevlm_convert.vocabulary.tokenizer_json import TokenizerJson, read_tokenizer_json
+from edgevlm_convert.vocabulary.unigram import is_byte_piece, plain_bytes
 from edgevlm_convert.vocabulary.unigram_text import (
     TextSteps,
     check_charsmap,
@@ -56,6 +57,7 @@ class ReferenceTokenizer:
         ids: the ids that its own stand for; None: they are the same.
         text: of a unigram model what it does to a text; None: it is none.
         charsmap: a table of characters that are replaced in a text first.
+        plain: of a unigram model the characters that stand for byte pieces.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class ReferenceTokenizer:
         *,
         text: TextSteps | None = None,
         charsmap: bytes = b"",
+        plain: Mapping[str, str] | None = None,
     ) -> None:
         self._values = values
         self._ids = ids
         self._text = text
         self._charsmap = charsmap
+        self._plain = plain or {}
         self._tokenizer = _tokenizer(values)
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -132,11 +136,20 @@ class ReferenceTokenizer:
         return self._with(normalizer=normalizer, pre_tokenizer=None)
 
     def without_byte_fallback(self) -> ReferenceTokenizer | None:
-        """Return it with unknown characters instead of bytes; None: that is how it is."""
+        """Return it with unknown characters instead of bytes; None: that is how it is.
+
+        Bytes that are written as characters are found.
+        """
         model = fields_of(self._values.get("model"))
         if not self.is_unigram or not model.get("byte_fallback"):
             return None
-        return self._with(model=model | {"byte_fallback": False})
+        pieces = cast(list[tuple[str, float]], model["vocab"])
+        lowest = min(score for _, score in pieces)
+        vocab = [
+            (self._plain[piece], lowest) if piece in self._plain else (piece, score)
+            for piece, score in pieces
+        ]
+        return self._with(model=model | {"byte_fallback": False, "vocab": vocab})
 
     @property
     def is_unigram(self) -> bool:
@@ -156,11 +169,17 @@ class ReferenceTokenizer:
         others = [step for step in steps if step.get("type") != "Precompiled"]
         normalizer = {"type": "Sequence", "normalizers": others} if others else None
         values = {**self._values, "normalizer": normalizer}
-        return ReferenceTokenizer(values, self._ids, text=self._text, charsmap=charsmap)
+        return ReferenceTokenizer(
+            values, self._ids, text=self._text, charsmap=charsmap, plain=self._plain
+        )
 
     def _with(self, **values: Any) -> ReferenceTokenizer:
         return ReferenceTokenizer(
-            {**self._values, **values}, self._ids, text=self._text, charsmap=self._charsmap
+            {**self._values, **values},
+            self._ids,
+            text=self._text,
+            charsmap=self._charsmap,
+            plain=self._plain,
         )
 
 
@@ -242,8 +261,11 @@ def _reference_of_unigram(
     ids: list[int] = []
     # What an unknown character costs depends on the worst score of all.
     lowest, n_pieces = (0.0, "", -1), 0
+    letters = set(contents)
     for number, (piece, score) in enumerate(pieces):
         n_pieces += 1
+        if number != unknown and piece not in contents and not is_byte_piece(piece):
+            letters |= set(piece)
         lowest = min(lowest, (score, piece, number))
         if number == unknown or piece in contents or is_part(piece):
             kept.append((piece, score))
@@ -258,7 +280,7 @@ def _reference_of_unigram(
     ids += [token.id for token in added.values() if token.content not in known]
     model |= {"vocab": kept, "unk_id": ids.index(unknown)}
     whole = {**values, "model": model, "truncation": None, "padding": None}
-    return ReferenceTokenizer(whole, ids, text=text)
+    return ReferenceTokenizer(whole, ids, text=text, plain=plain_bytes(letters))
 
 
 def _normalized(values: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
