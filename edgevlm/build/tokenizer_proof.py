@@ -14,7 +14,8 @@ from pathlib import Path
 
 from edgevlm_convert.vocabulary.pre_tokenizer_table import BY_NAME, PreTokenizer
 from edgevlm_convert.vocabulary.probes import NEWER_UNICODE, Probe
-from edgevlm_convert.vocabulary.reference import ReferenceTokenizer, open_reference
+from edgevlm_convert.vocabulary.reference import open_reference
+from edgevlm_convert.vocabulary.reference_tokenizer import ReferenceTokenizer
 
 from edgevlm.errors import ConversionError
 from edgevlm.gguf_file import read_gguf

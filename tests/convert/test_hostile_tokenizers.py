@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from edgevlm_convert.vocabulary import tokenizer_json
-from edgevlm_convert.vocabulary.reference import ReferenceTokenizer, open_reference
+from edgevlm_convert.vocabulary.reference import open_reference
+from edgevlm_convert.vocabulary.reference_tokenizer import ReferenceTokenizer
 
 from edgevlm.errors import CheckpointError, EdgeVLMError
 from tests.convert.test_sentencepiece import keys_of
