@@ -156,8 +156,12 @@ class Projector:
         with self._chunks(blank, add_special) as chunks:
             return [self._read_chunk(chunk) for chunk in chunks]
 
-    def encode(self, pixels: NDArray[np.uint8]) -> EncodedImage:
+    def encode(self, pixels: NDArray[np.uint8], *, first_only: bool = False) -> EncodedImage:
         """Turn one image, RGB uint8 [height, width, 3], into embeddings.
+
+        Args:
+            pixels: of the image.
+            first_only: leave out what libmtmd cuts of it besides its first encode.
 
         Raises:
             ImageError: libmtmd cannot take the image.
@@ -170,11 +174,10 @@ class Projector:
             if self._observer:
                 self._observer.start()
             started = time.perf_counter()
-            tiles = tuple(
-                self._encode_chunk(chunk)
-                for chunk in chunks
-                if self._c.mtmd_input_chunk_get_type(chunk) == _IMAGE
-            )
+            images = [
+                chunk for chunk in chunks if self._c.mtmd_input_chunk_get_type(chunk) == _IMAGE
+            ]
+            tiles = tuple(map(self._encode_chunk, images[:1] if first_only else images))
             encode_ms = (time.perf_counter() - started) * 1e3
         return EncodedImage(
             tiles=tiles,

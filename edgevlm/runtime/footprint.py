@@ -13,9 +13,9 @@ included), on a CPU. What was found by looking at llama-cpp-python 0.3.36 at wor
   enter the text model; 3 D + 4 G where the feed-forward network is gated; without flash attention
   10 D and a table of patches x patches per head. Fitted on towers of D 256 to 1024, at 256 and 1024
   patches.
-- A tower with windows (Qwen2.5-VL) has a mask of patches x patches: as F32 in libmtmd and in the
-  graph at one moment, then in the graph alone, as F16 where attention is flash attention. For an
-  image of 4096 tokens that is 2 GB.
+- A tower with windows (Qwen2.5-VL, MiniCPM-V 4.6) has a mask of patches x patches: as F32 in
+  libmtmd and in the graph at one moment, then in the graph alone, as F16 where attention is flash
+  attention. For an image of 4096 tokens that is 2 GB.
 - While libmtmd opens a projector it makes two blank pictures of the size for a warm-up, even with
   the warm-up off, and frees them: 24 bytes a pixel, 52 MB for Qwen3-VL. For a tiny model this is
   the peak.
@@ -35,6 +35,7 @@ that are reserved for the worst case are resident only once they are used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
 from edgevlm.runtime.repacked import repacked_n_bytes
+from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.text_memory import (
     F32_BYTES,
     TextSizes,
@@ -65,6 +67,7 @@ _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 # Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
 # the side of its first picture; by what the projector's type begins with.
 _DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16), "lfm2": (64, 256, 16)}
+_MINICPM = "minicpmv4_6"
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -185,12 +188,12 @@ def _vision_compute(
     if not flash_attention:
         floats = max(floats, 10 * width + n_heads * n_patches)
     graph = F32_BYTES * n_patches * floats
-    if any(numbers(mmproj, "clip.vision.n_wa_pattern")):
+    if any(numbers(mmproj, "clip.vision.n_wa_pattern")) or _projector_type(mmproj) == _MINICPM:
         mask = n_patches**2 * F32_BYTES
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
     n_copies = _EMBEDDING_COPIES + image.n_waiting
     embeddings = n_copies * sizes.input * n_patches // merged
-    is_cut_here = _projector_type(mmproj) in ("internvl", "lfm2")
+    is_cut_here = _projector_type(mmproj) in ("internvl", "lfm2", _MINICPM)
     waiting_bytes = _CANVAS_PIXEL_BYTES if is_cut_here else _TILE_PIXEL_BYTES
     n_source = max((width * height for width, height in image_sizes), default=0)
     return (
@@ -227,6 +230,8 @@ def _largest_image(
         side = _image_side(mmproj)
         n_patches = (side // _patch(mmproj)) ** 2
         return _Encodes(n_patches=n_encodes * n_patches, n_pixels=n_encodes * side * side)
+    if _projector_type(mmproj) == _MINICPM:
+        return _largest_slices(mmproj, n_ctx, image_sizes)
     limits = _limits(mmproj)
     n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
     if limits is None or n_tiles:
@@ -241,6 +246,24 @@ def _largest_image(
     n_tokens = max(-(-width * height // area) for width, height in image_sizes)
     n_tokens = min(max(n_tokens, least), most)
     return _Encodes(n_patches=n_tokens * _merge(mmproj) ** 2, n_pixels=n_tokens * area)
+
+
+def _largest_slices(
+    mmproj: GGUFFile, n_ctx: int, image_sizes: Sequence[tuple[int, int]]
+) -> _Encodes:
+    """Return the pieces of the image of most of them, each as large as the largest of all."""
+    canvas = SliceCanvas(side=_image_side(mmproj), cell=_cell(mmproj))
+    sizes = [canvas.whole_size(*size) for size in image_sizes]
+    cut = [size for size in image_sizes if canvas.grid(*size) != (0, 0)]
+    sizes += [canvas.slice_size(*size) for size in cut]
+    n_pixels = max(width * height for width, height in sizes)
+    n_waiting = max((math.prod(canvas.grid(*size)) for size in cut), default=0)
+    n_most = n_ctx * _cell(mmproj) ** 2 // n_pixels
+    return _Encodes(
+        n_patches=n_pixels // _patch(mmproj) ** 2,
+        n_pixels=n_pixels,
+        n_waiting=max(0, min(n_waiting, n_most - 1)),
+    )
 
 
 def _n_tiles(mmproj: GGUFFile, width: int, height: int) -> int:

@@ -17,12 +17,14 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.internvl_projector import check_internvl
-from edgevlm.runtime.lfm2_canvas import MAX_ASPECT
+from edgevlm.runtime.lfm2_canvas import MAX_ASPECT as MAX_LFM2_ASPECT
 from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
+from edgevlm.runtime.minicpm_projector import check_minicpm
 from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.sampling import SamplingParams
+from edgevlm.runtime.slice_canvas import MAX_ASPECT as MAX_SLICE_ASPECT
 
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _POSITIVE_VISION_KEYS = (
@@ -173,7 +175,9 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind == "internvl":
         return replace(span, canvas=check_internvl(file))
     if kind == "lfm2":
-        return replace(span, max_aspect=MAX_ASPECT, canvas=check_lfm2(file))
+        return replace(span, max_aspect=MAX_LFM2_ASPECT, canvas=check_lfm2(file))
+    if kind == "minicpmv4_6":
+        return replace(span, max_aspect=MAX_SLICE_ASPECT, canvas=check_minicpm(file))
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)

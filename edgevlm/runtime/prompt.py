@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import PromptError
 from edgevlm.native.projector import TextPart
+from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.template import BoundedTemplate
 from edgevlm.runtime.tile_canvas import Canvas
 
@@ -68,8 +69,8 @@ class ImageSpan:
         spelled: a token that libmtmd writes too; where the vocabulary lacks it libmtmd leaves a
             gap, and the checkpoint was trained on its text.
         max_aspect: how many times longer one side of an image may be than the other; 0: any.
-        around: plain text that the checkpoint's own processor writes before and after an image, and
-            libmtmd does not.
+        around: text that the checkpoint's own processor writes before and after an image, and
+            libmtmd does not; `{number}` in it becomes the image's, from 0.
         n_whole: visual tokens that see each other both ways, so that one batch must hold them all;
             0: they do not.
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
@@ -83,7 +84,7 @@ class ImageSpan:
     around: tuple[str, str] = ("", "")
     n_whole: int = 0
     row_end: bytes = b""
-    canvas: Canvas | None = None
+    canvas: Canvas | SliceCanvas | None = None
 
 
 _QWEN = ImageSpan(
@@ -105,6 +106,11 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
     "lfm2": ImageSpan(
         template="<image>",
         runtime_tokens=("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+    ),
+    "minicpmv4_6": ImageSpan(
+        template="<|image_pad|>",
+        runtime_tokens=("<image>", "</image>", "<slice>", "</slice>", "\n"),
+        around=("<image_id>{number}</image_id>", ""),
     ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
     # libmtmd ends an image with the line feed.
@@ -292,7 +298,8 @@ class ChatTemplate:
             first, *others = text.split(span)
             groups[-1].append((first, True))
             for other in others:
-                groups[-1].append((before, True))
+                number = str(len(groups) - 1)
+                groups[-1].append((before.replace("{number}", number), True))
                 groups.append([(after, True), (other, True)])
         n_found = len(groups) - 1
         if n_found != n_images:

@@ -72,16 +72,12 @@ class TiledProjector:
             tiles=tuple(rows for image in encoded for rows in image.tiles),
             preprocess_ms=cutting_ms + sum(image.preprocess_ms for image in encoded),
             encode_ms=sum(image.encode_ms for image in encoded),
-            graph_input=_joined([image.graph_input for image in encoded]),
+            graph_input=joined_inputs([image.graph_input for image in encoded]),
         )
 
 
-def with_tiles(projector: ImageEncoder | None, canvas: Canvas | None) -> ImageEncoder | None:
-    """Return a projector that gets whole tiles where its images want to be cut."""
-    return TiledProjector(projector, canvas) if projector and canvas else projector
-
-
-def _joined(inputs: Sequence[GraphInput | None]) -> GraphInput | None:
+def joined_inputs(inputs: Sequence[GraphInput | None]) -> GraphInput | None:
+    """Return what the vision tower was given, piece by piece; None where nobody looked."""
     seen = [one for one in inputs if one is not None]
     if not seen:
         return None

@@ -37,7 +37,7 @@ from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
-from edgevlm.runtime.tiled_projector import with_tiles
+from edgevlm.runtime.sliced_projector import with_canvas
 
 Prompt = str | Sequence[Message]
 _FILE_BYTES_PER_THREAD = 32 << 20
@@ -352,7 +352,7 @@ def open_vlm(
             )
         layouter = Layouter(
             model=text_model,
-            projector=with_tiles(projector, span.canvas if span else None),
+            projector=with_canvas(projector, span.canvas if span else None),
             facts=facts,
             span=span,
             chat_template=chat_template,

@@ -69,6 +69,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "idefics3": _tiles,
         "llava": _llava,
         "lfm2_vl": _lfm2,
+        "minicpmv4_6": _minicpm,
         "gemma3": _gemma,
         "internvl": _internvl,
         "granite4_vision": _granite4,
@@ -257,6 +258,35 @@ def _granite4(folder: Path, checkpoint: Checkpoint) -> Inputs:
         return made["input_ids"][0].tolist(), {key: made[key] for key in keys}
 
     return Inputs(prepare=prepare, image_token=_image_token(config), stacks_tiles=True)
+
+
+def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """MiniCPM-V 4.6: a number, the whole image, then rows of slices."""
+    tokenizer = _tokenizer(folder)
+    module = _module("minicpmv4_6.image_processing_pil_minicpmv4_6")
+    processor = module.MiniCPMV4_6ImageProcessorPil.from_pretrained(folder)
+    n_merged = 4 if processor.downsample_mode == "4x" else 16
+
+    def written(number: int, grid: Sequence[int], counts: Sequence[int]) -> str:
+        name = f"<image_id>{number}</image_id>" if processor.use_image_id else ""
+        slices = [f"<slice>{_MARK * count}</slice>" for count in counts[1:]]
+        rows = ["".join(slices[row * grid[1] : (row + 1) * grid[1]]) for row in range(grid[0])]
+        return f"{name}<image>{_MARK * counts[0]}</image>" + "\n".join(rows)
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        if not images:
+            return tokenizer(text)["input_ids"], {}
+        made = processor(images=list(images), return_tensors="pt")
+        counts = (made["target_sizes"].prod(dim=1) // n_merged).tolist()
+        for number, grid in enumerate(made["grids"]):
+            n_encodes = made["num_patches_per_image"][number]
+            span = written(number, grid, counts[:n_encodes])
+            text, counts = text.replace(_QWEN_PAD, span, 1), counts[n_encodes:]
+        ids = tokenizer(text.replace(_MARK, _QWEN_PAD))["input_ids"]
+        return ids, {key: made[key] for key in ("pixel_values", "target_sizes")}
+
+    return Inputs(prepare=prepare, image_token=_image_token(checkpoint.config))
 
 
 def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:

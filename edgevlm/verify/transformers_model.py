@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import CheckpointError, MissingExtraError
 from edgevlm.progress import SILENT, Progress
 from edgevlm.verify.inputs import Inputs, Pixels, open_inputs
+from edgevlm.verify.processed_pixels import SHAPE_KEYS, pixels_of
 from edgevlm.verify.reference_file import (
     VISUAL_TOKEN,
     Case,
@@ -34,7 +35,6 @@ from edgevlm.verify.reference_file import (
 N_POSITIONS = 16
 # Most likely tokens that are kept of each position; all of a small vocabulary.
 _MAX_TOP = 4096
-_FRAMES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def answer(
 
     visual = (inputs.image_token, inputs.break_token)
     with torch.no_grad(), _visual_rows(model, visual) as rows_of:
-        found, logprobs = _along(call, ids, n_positions)
+        found, logprobs = _along(call, ids, n_positions, visual)
     top = np.argsort(-logprobs, axis=1, kind="stable")[:, :_MAX_TOP].astype(np.int32)
     top_logprobs = np.take_along_axis(logprobs, top, axis=1)
     is_visual = np.isin(ids, visual)
@@ -212,15 +212,20 @@ def _prepare(inputs: Inputs, question: Question) -> tuple[list[int], dict[str, A
 
 
 def _along(
-    call: Callable[[Any], Any], ids: list[int], n_positions: int
+    call: Callable[[Any], Any], ids: list[int], n_positions: int, visual: Sequence[int]
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """Return greedy tokens and the log-probabilities that chose each of them."""
+    """Return greedy tokens and the log-probabilities that chose each of them.
+
+    A visual token is never chosen: transformers would look for one more image.
+    """
     torch, _ = _libraries()
     found: list[int] = []
     while True:
         logits = call(torch.tensor([ids + found])).logits[0]
         rows = torch.log_softmax(logits.double(), dim=-1)[len(ids) - 1 :].numpy()
-        found.append(int(rows[-1].argmax()))
+        last = rows[-1].copy()
+        last[[token for token in visual if token >= 0]] = -np.inf
+        found.append(int(last.argmax()))
         if len(found) == n_positions:
             return found, rows
 
@@ -283,7 +288,7 @@ def _images(
     stacks_tiles: bool,
 ) -> tuple[CaseImage, ...]:
     """Return the images with their pixels and embeddings, where these can be told apart."""
-    pixels = _pixels(tensors, len(question.images))
+    pixels = pixels_of(tensors, len(question.images))
     if stacks_tiles:
         pixels = [(np.concatenate(tiles, axis=1),) for tiles in pixels]
     parts = _rows_by_image(question, tensors, rows, is_visual)
@@ -313,8 +318,8 @@ def _rows_by_image(
         counts = [len(rows) * count // sum(patches) for count in patches]
     elif n_images == 1:
         counts = [len(rows)]
-    elif "spatial_shapes" in tensors:
-        patches = tensors["spatial_shapes"].prod(dim=1).tolist()
+    elif shape_key := next((key for key in SHAPE_KEYS if key in tensors), ""):
+        patches = tensors[shape_key].prod(dim=1).tolist()
         counts = [len(rows) * count // sum(patches) for count in patches]
         # Of tiles it is not known whose they are.
         counts = counts if len(counts) == n_images else []
@@ -336,61 +341,3 @@ def _is_tiled(tensors: dict[str, Any], n_images: int) -> bool:
     """Return whether tiles of several images stand in one row (InternVL)."""
     values = tensors["pixel_values"]
     return values.ndim == 4 and len(values) != n_images
-
-
-def _pixels(tensors: dict[str, Any], n_images: int) -> list[tuple[NDArray[np.float32], ...]]:
-    """Return what each image became, [3, height, width] an encode; empty when it is not known."""
-    values = tensors.get("pixel_values")
-    if values is None:
-        return []
-    if "image_grid_thw" in tensors:
-        return _from_patches(values.numpy(), tensors["image_grid_thw"].numpy())
-    if "spatial_shapes" in tensors:
-        whole = [
-            _from_rows(rows, *shape)
-            for rows, shape in zip(values.numpy(), tensors["spatial_shapes"].tolist(), strict=True)
-        ]
-        if n_images == 1:
-            return [tuple(whole)]
-        return [(image,) for image in whole] if len(whole) == n_images else []
-    if values.ndim == 4 and len(values) == n_images:
-        whole = [image.float().numpy() for image in values]
-        # Smaller ones are padded to the size of the largest.
-        sizes = tensors["image_sizes"].tolist() if "image_sizes" in tensors else [()] * n_images
-        return [
-            (image[:, : size[0], : size[1]] if size else image,)
-            for image, size in zip(whole, sizes, strict=True)
-        ]
-    if n_images == 1 and values.ndim in (4, 5):
-        # Tiles of one image; they stand behind a dimension of their own, or do not.
-        return [tuple((values[0] if values.ndim == 5 else values).float().numpy())]
-    return []
-
-
-def _from_rows(patches: NDArray[np.float32], n_rows: int, n_columns: int) -> NDArray[np.float32]:
-    """Put an image of NaFlex together again, whose patches are [side, side, 3] each, row by row."""
-    side = round((patches.shape[1] / 3) ** 0.5)
-    blocks = patches[: n_rows * n_columns].reshape(n_rows, n_columns, side, side, 3)
-    whole = blocks.transpose(4, 0, 2, 1, 3).reshape(3, n_rows * side, n_columns * side)
-    return np.ascontiguousarray(whole)
-
-
-def _from_patches(
-    patches: NDArray[np.float32], grids: NDArray[np.int64]
-) -> list[tuple[NDArray[np.float32], ...]]:
-    """Put Qwen's rows of patches together again.
-
-    A row is [3, 2 frames, side, side], and rows go by blocks of 2 x 2 patches (transformers
-    image_processing_qwen2_vl.py).
-    """
-    side = round((patches.shape[1] / (3 * _FRAMES)) ** 0.5)
-    images: list[tuple[NDArray[np.float32], ...]] = []
-    start = 0
-    for _, rows, columns in grids.tolist():
-        part = patches[start : start + rows * columns]
-        start += rows * columns
-        blocks = part.reshape(rows // 2, columns // 2, 2, 2, 3, _FRAMES, side, side)
-        # Both frames of a still image are the same.
-        whole = blocks[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6)
-        images.append((np.ascontiguousarray(whole.reshape(3, rows * side, columns * side)),))
-    return images

@@ -10,6 +10,7 @@ from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
 from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
 from edgevlm_convert.families.llava import FAMILY as LLAVA
+from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
@@ -36,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     INTERNVL,
     GRANITE4_VISION,
     LFM2_VL,
+    MINICPMV4_6,
 )
 
 

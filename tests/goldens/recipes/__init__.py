@@ -11,6 +11,7 @@ from tests.goldens.recipes import (
     internvl,
     lfm2_vl,
     llava,
+    minicpmv4_6,
     mistral3,
     pixtral,
     qwen2_5_vl,
@@ -47,5 +48,6 @@ RECIPES: dict[str, Recipe] = {
         internvl.RECIPE,
         granite4_vision.RECIPE,
         lfm2_vl.RECIPE,
+        minicpmv4_6.RECIPE,
     )
 }
