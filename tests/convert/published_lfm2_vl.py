@@ -1,7 +1,8 @@
 """What the published LFM2-VL and LFM2.5-VL say of themselves, and their counts of parameters.
 
-The first three are as transformers 4 wrote them, LFM2.5-VL as 5 does. Where attention stands among
-the layers of the 2.6B text model changes no count.
+The first three are as transformers 4 wrote them, LFM2.5-VL as 5 does. No hub was at hand: the count
+of LFM2-VL-450M was looked up, the others hold what these sizes give, so that a change is seen; and
+where attention stands among the layers of the 2.6B text model, which changes no count, is a guess.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Published:
         text: of text_config.
         vision: of vision_config.
         root: keys of config.json itself.
-        n_parameters: as the Hub counts them.
+        n_parameters: of all its tensors.
         n_ff: width inside a feed-forward network.
     """
 
