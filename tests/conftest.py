@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.goldens.files import redraw
 from tests.hub_server import HubServer, point_at
 
 # A shell starts background jobs with SIGINT ignored, and every child inherits that: the tests of
@@ -28,6 +30,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["EDGEVLM_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A golden's checkpoint by name, weights drawn again; never to be written."""
+
+    @cache
+    def drawn(name: str) -> Path:
+        return redraw(name, tmp_path_factory.mktemp("golden") / "checkpoint")
+
+    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from edgevlm.gguf_file import read_gguf
 from edgevlm.gguf_shards import read_model, shard_name, shard_number, shard_paths
 from edgevlm.native.text_model import ContextOptions, ModelOptions, open_context, open_text_model
 from edgevlm.quantize.encode import text_encoder
-from edgevlm.quantize.profile import load_profile
+from edgevlm.quantize.profile_file import load_profile
 from edgevlm.quantize.run import plan_quantize
 from tests.synthetic import write_checkpoint
 

@@ -47,13 +47,14 @@ class TensorEncoder(Protocol):
         ...
 
     def encode(
-        self, rows: NDArray[np.float32], type: str, imatrix: NDArray[np.float32] | None = None, /
+        self, info: TensorInfo, rows: NDArray[np.float32], type: str, /, *, first_row: int
     ) -> bytes:
         """Encode float32 rows [n_rows, row_length] as blocks of `type`. Thread-safe.
 
         Args:
+            info: the tensor that they belong to.
             rows: C-contiguous float32.
-            type: a tensor type that `plan` returned.
-            imatrix: importance per input channel [row_length], or None.
+            type: the tensor type that `plan` returned.
+            first_row: which row of the tensor `rows` begins with.
         """
         ...

@@ -243,7 +243,7 @@ def _job(
         elif type in FLOAT_TYPES:
             payload = encode_float(info.name, tensor.read(*rows), type)
         elif encoder is not None:
-            payload = encoder.encode(tensor.read(*rows), type)
+            payload = encoder.encode(info, tensor.read(*rows), type, first_row=rows[0])
         else:
             raise ValueError(f"no encoder for {info.name} as {type}")
         if len(payload) != n_bytes:

@@ -142,7 +142,7 @@ def _plan(
     mmproj_level: str | None,
 ) -> _Planned:
     from edgevlm.quantize.encode import mmproj_encoder, text_encoder
-    from edgevlm.quantize.profile import load_profile
+    from edgevlm.quantize.profile_file import load_profile
 
     profile = load_profile(level) if level else None
     wanted_mmproj = mmproj_level or (profile.mmproj.type if profile else None)

@@ -234,7 +234,7 @@ def _target(level: str | None) -> _Target:
         return _Target()
     if level.upper() in _OUTTYPES:
         return _Target(level=level.upper(), outtype=_OUTTYPES[level.upper()])
-    from edgevlm.quantize.profile import load_profile
+    from edgevlm.quantize.profile_file import load_profile
 
     return _Target(level=load_profile(level).name, profile=level)
 

@@ -67,7 +67,7 @@ def plan_quantization(
         QuantizationError: no 16-bit file and no checkpoint; a quantized file is never a baseline.
         OutputExistsError: the text model exists at this level and `force` is not set.
     """
-    from edgevlm.quantize.profile import load_profile
+    from edgevlm.quantize.profile_file import load_profile
 
     profile = load_profile(level)
     projector_level = (mmproj_level or profile.mmproj.type).upper()

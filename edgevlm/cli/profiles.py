@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def profiles(json: options.JsonOption = False) -> None:
     """List the levels that `--level` takes."""
     from edgevlm.cli import console
-    from edgevlm.quantize.profile import load_profile, profile_folder, profile_names
+    from edgevlm.quantize.profile_file import load_profile, profile_folder, profile_names
 
     known = [load_profile(name) for name in profile_names()]
     if json:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from edgevlm.errors import QuantizationError
 from edgevlm.ggml_types import FILE_TYPES, tensor_n_bytes
 from edgevlm.native.ggml import quantize_rows
-from edgevlm.quantize.plan import plan_projector, plan_text
-from edgevlm.quantize.profile import QuantProfile
+from edgevlm.quantize.importance import Importance, check_importance
+from edgevlm.quantize.plan import TypePlan, plan_text
+from edgevlm.quantize.profile import QuantProfile, Rule
+from edgevlm.quantize.projector_plan import plan_projector
 
 MMPROJ_LEVELS = ("F16", "BF16", "Q8_0")
 # Version of the block formats (ggml.h, GGML_QNT_VERSION), written into every quantized file.
@@ -30,11 +32,13 @@ class LevelEncoder:
         level: what the file will be called, such as "Q4_K_M".
         is_projector: whether it is for mmproj files rather than text models.
         profile: the level's rules; None only for a projector without a profile.
+        importance: how much each input channel counts; None: all the same.
     """
 
     level: str
     is_projector: bool
     profile: QuantProfile | None
+    importance: Importance | None = None
 
     def plan(
         self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
@@ -42,37 +46,54 @@ class LevelEncoder:
         """Return the type of every tensor, and the two keys that state the level.
 
         Raises:
-            QuantizationError: the metadata lacks what the rules need.
+            QuantizationError: the metadata lacks what the rules need, a type needs an importance
+                matrix, or the one given belongs to another model.
         """
-        if self.is_projector or self.profile is None:
-            types = plan_projector(self.level, tensors, metadata, profile=self.profile)
-            file_type = self.level
-        else:
-            types = plan_text(self.profile, tensors, metadata)
+        types = dict(self._types(tensors, metadata).types)
+        check_importance(self.importance, types, {tensor.name: tensor for tensor in tensors})
+        file_type = self.level
+        if not self.is_projector and self.profile is not None:
             file_type = self.profile.file_type
         return types, {
             "general.quantization_version": u32(_QUANTIZATION_VERSION),
             "general.file_type": u32(_FILE_TYPE_IDS[file_type]),
         }
 
+    def used_rules(
+        self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object]
+    ) -> frozenset[Rule]:
+        """Return the profile's rules that decide a tensor at least."""
+        return self._types(tensors, metadata).used
+
     def n_bytes(self, shape: tuple[int, ...], type: str, /) -> int:
         """Return the size of a tensor of `shape` (numpy order) in `type`."""
         return tensor_n_bytes(shape, type)
 
     def encode(
-        self, rows: NDArray[np.float32], type: str, imatrix: NDArray[np.float32] | None = None, /
+        self, info: TensorInfo, rows: NDArray[np.float32], type: str, /, *, first_row: int
     ) -> bytes:
         """Encode float32 rows [n_rows, row_length] with ggml's kernel of `type`. Thread-safe.
 
         Raises:
-            QuantizationError: a value is not finite, or the type needs an imatrix.
+            QuantizationError: a value is not finite.
         """
-        return quantize_rows(rows, type, imatrix)
+        if self.importance is None:
+            return quantize_rows(rows, type)
+        pieces = self.importance.of_rows(info, first_row, len(rows))
+        return b"".join(quantize_rows(rows[part], type, channels) for part, channels in pieces)
+
+    def _types(self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object]) -> TypePlan:
+        if self.is_projector or self.profile is None:
+            return plan_projector(self.level, tensors, metadata, profile=self.profile)
+        has_imatrix = self.importance is not None
+        return plan_text(self.profile, tensors, metadata, has_imatrix=has_imatrix)
 
 
-def text_encoder(profile: QuantProfile) -> LevelEncoder:
+def text_encoder(profile: QuantProfile, *, importance: Importance | None = None) -> LevelEncoder:
     """Return the encoder of a text model at this level."""
-    return LevelEncoder(level=profile.name, is_projector=False, profile=profile)
+    return LevelEncoder(
+        level=profile.name, is_projector=False, profile=profile, importance=importance
+    )
 
 
 def mmproj_encoder(level: str, *, profile: QuantProfile | None = None) -> LevelEncoder:

@@ -1,12 +1,14 @@
-"""Quantization profiles: TOML files that say which tensor gets which type.
+r"""Quantization profiles: TOML files that say which tensor gets which type.
 
-    name = "Q4_K_M"
+    name = "mine"                      # in file names and `--level`
     description = "one sentence for `edgevlm profiles`"
+    extends = "Q4_K_M"                 # a level, or a .toml file beside this one
     file_type = "Q4_K_M"               # what `general.file_type` will say
     type = "Q4_K"                      # every matrix that no rule names
     rules = [                          # in order, the first match wins
         { role = "output", type = "Q6_K" },
         { role = "attn_v", layers = "more", type = "Q6_K" },
+        { tensor = "blk\\.0\\.ffn_down", type = "Q8_0" },
     ]
     [fallback]                         # when rows do not divide by a type's block
     Q4_K = "Q5_0"
@@ -15,26 +17,23 @@
     [budget]                           # the drift that is acceptable
     mean_kld = 0.05
 
-Roles: token_embd, output (also the token embedding of a tied model), attn_q, attn_k, attn_v,
+A rule names tensors by `role`, by `tensor` (a regular expression, searched for in the name), or by
+both. Roles: token_embd, output (also the token embedding of a tied model), attn_q, attn_k, attn_v,
 attn_qkv, attn_output, ffn_gate, ffn_up, ffn_down, experts (the ffn tensors of a mixture of
 experts), other. Layers: all; more (the first and the last eighth and every third between, as
-llama.cpp's K_M mixtures choose); first_8th; first_16th; first_N. A rule may ask for `gqa_min`
-(query heads per key head), `experts` (their number) and `imatrix` (any, with, without).
+llama.cpp's K_M mixtures choose); first_8th; first_16th; first_N; first_8th_counted (by the tensors
+of its role that came before, as llama.cpp's IQ2 mixtures count). A rule may ask for `gqa_min`
+(query heads per key head), `experts` or `experts_min` (their number) and `imatrix` (any, with,
+without), and may bring a `fallback` of its own. A profile that extends another puts its rules
+before the other's; its other keys take the place of the other's.
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from pathlib import Path
-from types import MappingProxyType
-from typing import cast
+from dataclasses import dataclass
 
-from edgevlm.errors import ProfileError
-from edgevlm.ggml_types import FILE_TYPES, TENSOR_TYPES
+from edgevlm.ggml_types import TENSOR_TYPES
 
 ROLES = (
     "token_embd",
@@ -51,8 +50,6 @@ ROLES = (
     "other",
 )
 IMATRIX = ("any", "with", "without")
-FLOAT_LEVELS = ("F32", "F16", "BF16")
-_LAYERS = re.compile(r"all|more|first_8th|first_16th|first_[1-9]\d{0,3}")
 # Types of activations, indices and scratch rows, which no weight can have.
 _NOT_FOR_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 WEIGHT_TYPES = tuple(name for name in TENSOR_TYPES if name not in _NOT_FOR_WEIGHTS)
@@ -63,20 +60,43 @@ class Rule:
     """One line of a profile: tensors that it names get its type.
 
     Attributes:
-        role: see the module.
         type: tensor type, such as "Q6_K".
+        role: see the module; None: any.
+        tensor: regular expression, searched for in the tensor's name; None: any.
         layers: see the module.
         gqa_min: only in models with at least so many query heads per key head; None: in all.
         experts: only in models with exactly so many experts; None: in all.
+        experts_min: only in models with at least so many experts; None: in all.
         imatrix: only "with" or "without" an importance matrix; "any".
+        fallback: the type for rows that `type` does not divide; None: the profile's.
     """
 
-    role: str
     type: str
+    role: str | None = None
+    tensor: str | None = None
     layers: str = "all"
     gqa_min: int | None = None
     experts: int | None = None
+    experts_min: int | None = None
     imatrix: str = "any"
+    fallback: str | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it holds in some models only, whatever their tensors are called."""
+        conditions = (self.gqa_min, self.experts, self.experts_min)
+        return self.imatrix != "any" or any(value is not None for value in conditions)
+
+    def __str__(self) -> str:
+        """Return it as the profile's file writes it, without what is not set."""
+        named = [f'{key} = "{value}"' for key, value in self._named().items()]
+        return "{ " + ", ".join(named) + " }"
+
+    def _named(self) -> dict[str, str]:
+        named = {"role": self.role, "tensor": self.tensor, "type": self.type}
+        if self.layers != "all":
+            named["layers"] = self.layers
+        return {key: value for key, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +135,7 @@ class QuantProfile:
         fallback: another type for rows that a type's block does not divide.
         mmproj: the projector's rules.
         budget: the drift that is acceptable.
+        expected: rules of the user's own, in either list; one that decides no tensor is a mistake.
     """
 
     name: str
@@ -125,185 +146,4 @@ class QuantProfile:
     fallback: Mapping[str, str]
     mmproj: ProjectorProfile
     budget: Budget
-
-
-def profile_names() -> list[str]:
-    """Return the names of the profiles that edgevlm brings, the fewest bits first."""
-    profiles = [_read(path) for path in profile_folder().glob("*.toml")]
-    return [profile.name for profile in sorted(profiles, key=_default_bits)]
-
-
-def profile_folder() -> Path:
-    """Return the folder of the profiles: inside the wheel, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "quant_profiles"
-    return inside if inside.is_dir() else package.parent / "quant_profiles"
-
-
-def load_profile(level: str) -> QuantProfile:
-    """Return the profile of a level's name (any case) or of a TOML file's path.
-
-    Raises:
-        ProfileError: no such level or file, or the file has an unknown key, type, role or value.
-    """
-    if level.endswith(".toml"):
-        path = Path(level)
-        if not path.is_file():
-            raise ProfileError(f"there is no profile `{level}`", hint="check the path")
-        return _read(path)
-    for path in profile_folder().glob("*.toml"):
-        if path.stem.upper() == level.upper():
-            return _read(path)
-    names = profile_names()
-    if level.upper() in FLOAT_LEVELS:
-        raise ProfileError(
-            f"{level.upper()} is not a level of quantization",
-            hint=f"`edgevlm convert --outtype {level.lower()}` writes it",
-        )
-    near = get_close_matches(level.upper(), names, n=1)
-    raise ProfileError(
-        f"there is no level `{level}`",
-        hint=(f"did you mean {near[0]}? " if near else "") + f"known levels: {', '.join(names)}",
-    )
-
-
-def _default_bits(profile: QuantProfile) -> float:
-    type_ = TENSOR_TYPES[profile.type]
-    return type_.block_bytes / type_.block_size
-
-
-def _read(path: Path) -> QuantProfile:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"`{path}` is not TOML: {error}", hint="mend its syntax") from None
-    except OSError as error:
-        raise ProfileError(f"cannot read `{path}`: {error.strerror}") from None
-    return _profile(_Table(document, path))
-
-
-class _Table:
-    """A TOML table whose keys are taken one by one; what is left over is unknown."""
-
-    def __init__(self, table: object, path: Path, where: str = "") -> None:
-        self.path = path
-        self.where = where
-        if not isinstance(table, dict):
-            raise ProfileError(f"`{path}`: `{where}` is not a table", hint=_FORM_HINT)
-        self.left = dict(cast(dict[str, object], table))
-
-    def error(self, key: str, problem: str, hint: str = "") -> ProfileError:
-        """Return the error of one key of this file."""
-        return ProfileError(
-            f"`{self.path}`: `{self.where}{key}` {problem}", hint=hint or _FORM_HINT
-        )
-
-    def take(self, key: str) -> object:
-        """Return the value of an optional key, None when it is absent."""
-        return self.left.pop(key, None)
-
-    def text(self, key: str, choices: tuple[str, ...] = (), default: str | None = None) -> str:
-        """Return a string, one of `choices` when there are any."""
-        value = self.left.pop(key, default)
-        if value is None:
-            raise self.error(key, "is missing")
-        if not isinstance(value, str) or not value:
-            raise self.error(key, "is not a string")
-        if choices and value not in choices:
-            raise self.error(key, f"is `{value}`", f"one of: {', '.join(choices)}")
-        return value
-
-    def whole(self, key: str) -> int | None:
-        """Return a number of at least 1, None when it is absent."""
-        value = self.take(key)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(key, f"is {value!r}", "a whole number of at least 1")
-        return value
-
-    def number(self, key: str) -> float | None:
-        """Return a number of at least 0, None when it is absent."""
-        value = self.take(key)
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
-            raise self.error(key, f"is {value!r}", "a number of at least 0")
-        return float(value)
-
-    def table(self, key: str) -> _Table:
-        """Return a sub-table, an empty one when it is absent."""
-        return _Table(self.left.pop(key, {}), self.path, f"{self.where}{key}.")
-
-    def end(self) -> None:
-        """Raise for the first key that nobody took."""
-        for key in self.left:
-            raise self.error(key, "is an unknown key")
-
-
-_FORM_HINT = "`edgevlm profiles` lists complete profiles to start from"
-
-
-def _profile(table: _Table) -> QuantProfile:
-    name = table.text("name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise table.error("name", f"is `{name}`", "letters, digits, `.`, `_` and `-`")
-    fallback = table.table("fallback")
-    types = {key: fallback.text(key, WEIGHT_TYPES) for key in list(fallback.left)}
-    for key in types:
-        if key not in WEIGHT_TYPES:
-            raise fallback.error(key, "is an unknown tensor type")
-    mmproj = table.table("mmproj")
-    profile = QuantProfile(
-        name=name,
-        description=table.text("description"),
-        file_type=table.text("file_type", tuple(FILE_TYPES.values())),
-        type=table.text("type", WEIGHT_TYPES),
-        rules=_rules(table),
-        fallback=MappingProxyType(types),
-        mmproj=ProjectorProfile(
-            type=mmproj.text("type", WEIGHT_TYPES, default="Q8_0"), rules=_rules(mmproj)
-        ),
-        budget=_budget(table.table("budget")),
-    )
-    mmproj.end()
-    table.end()
-    return profile
-
-
-def _rules(table: _Table) -> tuple[Rule, ...]:
-    rules = table.take("rules")
-    if rules is None:
-        return ()
-    if not isinstance(rules, list):
-        raise table.error("rules", "is not a list")
-    items = cast(list[object], rules)
-    return tuple(
-        _rule(_Table(item, table.path, f"{table.where}rules[{index}]."))
-        for index, item in enumerate(items)
-    )
-
-
-def _rule(table: _Table) -> Rule:
-    layers = table.text("layers", default="all")
-    if not _LAYERS.fullmatch(layers):
-        choices = "one of: all, more, first_8th, first_16th, first_N"
-        raise table.error("layers", f"is `{layers}`", choices)
-    rule = Rule(
-        role=table.text("role", ROLES),
-        type=table.text("type", WEIGHT_TYPES),
-        layers=layers,
-        gqa_min=table.whole("gqa_min"),
-        experts=table.whole("experts"),
-        imatrix=table.text("imatrix", IMATRIX, default="any"),
-    )
-    table.end()
-    return rule
-
-
-def _budget(table: _Table) -> Budget:
-    budget = Budget(**{field.name: table.number(field.name) for field in fields(Budget)})
-    if budget.same_top_token is not None and budget.same_top_token > 1:
-        raise table.error("same_top_token", f"is {budget.same_top_token}", "a share from 0 to 1")
-    table.end()
-    return budget
+    expected: tuple[Rule, ...] = ()

@@ -169,7 +169,7 @@ def test_quantize_names_one_file(
 
 
 def test_own_profile(shapes_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from edgevlm.quantize.profile import profile_folder
+    from edgevlm.quantize.profile_file import profile_folder
 
     for name in ("shapes-F16.gguf", "mmproj-shapes-F16.gguf"):
         (tmp_path / name).write_bytes((shapes_dir / name).read_bytes())

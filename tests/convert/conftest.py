@@ -6,25 +6,12 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.convert.tricks import EditHeader, EditJson, Header, split_safetensors
-from tests.goldens.files import redraw
 from tests.synthetic import write_checkpoint
-
-
-@pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A golden's checkpoint by name, weights drawn again; never to be written."""
-
-    @cache
-    def drawn(name: str) -> Path:
-        return redraw(name, tmp_path_factory.mktemp("golden") / "checkpoint")
-
-    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import mmproj_encoder, text_encoder
-from edgevlm.quantize.profile import load_profile
+from edgevlm.quantize.profile_file import load_profile
 from edgevlm.runtime.vlm import open_vlm
 from tests.goldens.files import drawn_image
 from tests.goldens.recipe import Recipe
@@ -75,5 +75,5 @@ def test_types_and_bytes_are_those_of_llama_cpps_quantizer(
     convert_checkpoint(plan, text_path=source, mmproj_path=tmp_path / "mmproj.gguf")
     for level in ("Q8_0", "Q5_K_M", "Q4_K_M"):
         quantize_file(source, ours, text_encoder(load_profile(level)))
-        llama_quantize(source, theirs, level)
+        assert llama_quantize(source, theirs, level)
         assert stored(ours) == stored(theirs)

@@ -23,6 +23,8 @@ class ToyModel:
     architecture: str = "qwen3"
     is_tied: bool = True
     n_experts: int = 0
+    has_shared_expert: bool = False
+    n_kv_heads: int = 2
     has_joined_qkv: bool = False
     source_type: str = "F16"
 
@@ -51,6 +53,8 @@ def _names(model: ToyModel) -> Sequence[tuple[str, tuple[int, ...]]]:
         ]
         if model.n_experts:
             names.append((f"blk.{layer}.ffn_gate_inp.weight", (model.n_experts, columns)))
+        if model.has_shared_expert:
+            names.append((f"blk.{layer}.ffn_down_shexp.weight", (rows, columns)))
     return names
 
 
@@ -62,7 +66,7 @@ def _write_toy(path: Path, model: ToyModel) -> None:
     writer.add_embedding_length(model.n_columns)
     writer.add_feed_forward_length(model.n_columns)
     writer.add_head_count(8)
-    writer.add_head_count_kv(2)
+    writer.add_head_count_kv(model.n_kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     if model.n_experts:
         writer.add_expert_count(model.n_experts)
@@ -109,7 +113,7 @@ def toy() -> type[ToyModel]:
 
 
 @pytest.fixture
-def llama_quantize() -> Callable[[Path, Path, str], None]:
+def llama_quantize() -> Callable[[Path, Path, str], bool]:
     return _llama_quantize
 
 

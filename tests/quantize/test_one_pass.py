@@ -10,7 +10,7 @@ from edgevlm_convert.writer import write_gguf
 import edgevlm
 from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import mmproj_encoder, text_encoder
-from edgevlm.quantize.profile import load_profile
+from edgevlm.quantize.profile_file import load_profile
 from tests.quantize.quantizing import quantize_file
 
 SHAPES = Path(edgevlm.__file__).parent / "assets" / "shapes" / "checkpoint"
@@ -33,13 +33,13 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_shapes_equals_llama_cpps_own_quantizer(
     tmp_path: Path,
     baseline: tuple[Path, Path],
-    llama_quantize: Callable[[Path, Path, str], None],
+    llama_quantize: Callable[[Path, Path, str], bool],
     tensor_bytes: TensorBytes,
     level: str,
 ) -> None:
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     quantize_file(baseline[0], ours, text_encoder(load_profile(level)))
-    llama_quantize(baseline[0], theirs, level)
+    assert llama_quantize(baseline[0], theirs, level)
     assert tensor_bytes(ours) == tensor_bytes(theirs)
     assert read_gguf(ours).type_histogram() == read_gguf(theirs).type_histogram()
 

@@ -7,13 +7,36 @@ import pytest
 from edgevlm_convert.encoder import TensorInfo
 
 from edgevlm.errors import QuantizationError
-from edgevlm.quantize.plan import plan_projector, plan_text, uses_more_bits
-from edgevlm.quantize.profile import Budget, ProjectorProfile, QuantProfile, Rule, load_profile
+from edgevlm.quantize.plan import plan_text as plan_text_types
+from edgevlm.quantize.profile import Budget, ProjectorProfile, QuantProfile, Rule
+from edgevlm.quantize.profile_file import load_profile
+from edgevlm.quantize.projector_plan import plan_projector as plan_projector_types
+from edgevlm.quantize.tensors import uses_more_bits
 
 
 @dataclass(frozen=True)
 class _Value:
     value: object
+
+
+def plan_text(
+    profile: QuantProfile,
+    tensors: list[TensorInfo],
+    metadata: dict[str, object],
+    *,
+    has_imatrix: bool = False,
+) -> dict[str, str]:
+    return dict(plan_text_types(profile, tensors, metadata, has_imatrix=has_imatrix).types)
+
+
+def plan_projector(
+    type: str,
+    tensors: list[TensorInfo],
+    metadata: dict[str, object],
+    *,
+    profile: QuantProfile | None = None,
+) -> dict[str, str]:
+    return dict(plan_projector_types(type, tensors, metadata, profile=profile).types)
 
 
 def _metadata(**values: object) -> dict[str, object]:

@@ -11,7 +11,7 @@ import pytest
 from edgevlm.errors import EdgeVLMError, GGUFError, QuantizationError, SourceNotFoundError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import LevelEncoder, mmproj_encoder, text_encoder
-from edgevlm.quantize.profile import load_profile
+from edgevlm.quantize.profile_file import load_profile
 from edgevlm.quantize.run import plan_quantize
 from tests.quantize.quantizing import quantize_file
 
@@ -39,7 +39,7 @@ def test_types_and_bytes_equal_llama_cpps_own_quantizer(
     tmp_path: Path,
     write_toy: WriteToy,
     toy: Callable[..., Any],
-    llama_quantize: Callable[[Path, Path, str], None],
+    llama_quantize: Callable[[Path, Path, str], bool],
     tensor_bytes: TensorBytes,
     options: dict[str, Any],
     level: str,
@@ -48,7 +48,7 @@ def test_types_and_bytes_equal_llama_cpps_own_quantizer(
     write_toy(source, toy(**options))
 
     plan = quantize_file(source, ours, text_encoder(load_profile(level)), n_threads=2)
-    llama_quantize(source, theirs, level)
+    assert llama_quantize(source, theirs, level)
 
     expected = tensor_bytes(theirs)
     actual = tensor_bytes(ours)
@@ -63,12 +63,12 @@ def test_metadata_are_copied_and_say_the_level(
     tmp_path: Path,
     write_toy: WriteToy,
     toy: Callable[..., Any],
-    llama_quantize: Callable[[Path, Path, str], None],
+    llama_quantize: Callable[[Path, Path, str], bool],
 ) -> None:
     source, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("source", "ours", "theirs"))
     write_toy(source, toy())
     quantize_file(source, ours, text_encoder(load_profile("Q4_K_M")))
-    llama_quantize(source, theirs, "Q4_K_M")
+    assert llama_quantize(source, theirs, "Q4_K_M")
 
     before, after = read_gguf(source), read_gguf(ours)
     assert list(after.metadata) == [*before.metadata, "general.quantization_version"]

@@ -13,7 +13,7 @@ from edgevlm_convert import convert_checkpoint, plan_conversion
 
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.quantize.encode import text_encoder
-from edgevlm.quantize.profile import load_profile
+from edgevlm.quantize.profile_file import load_profile
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.repacked import repacked_n_bytes
 from edgevlm.runtime.vlm import open_vlm
