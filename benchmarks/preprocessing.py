@@ -17,7 +17,8 @@ one drawn photo of 640 x 488 (`photo.py`) goes through both sides:
 
 PYTHON has torch and transformers; the runtime is the installed one. Numbers depend on the versions
 of both, hardly on the machine: they are kept in `results/preprocessing.json`, and the table in
-docs/families.md is made from that file; the list of families above it, from the converter's.
+docs/families.md is made from that file; the list of families above it, from the converter's; that
+of transformers' classes, by `image_text_classes.py`.
 Cases named on the command line replace their own numbers alone. stderr tells how it goes, stdout
 gets the JSON document.
 """
@@ -37,13 +38,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from image_text_classes import forget_taken, read_data
+from image_text_classes import table as class_table
 from numpy.typing import NDArray
+from page import PAGE, markdown, with_table
 from photo import photo
 from preprocessing_cases import CASES, UNMEASURED, Case
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "preprocessing.json"
-PAGE = HERE.parent / "docs" / "families.md"
 HEAD = (
     "family",
     "settings of",
@@ -89,6 +92,7 @@ def main() -> None:
             document = with_case(document, case, measure(case, args.peer_python))
             RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(document, indent=1))
+    forget_taken()
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
 
 
@@ -216,11 +220,6 @@ def family_table() -> str:
     return markdown(head, rows)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def cells(case: Mapping[str, Any]) -> tuple[str, ...]:
     theirs, ours = case["transformers"], case["libmtmd"]
     straight, scaled = case["photo"], case["scaled beforehand"]
@@ -264,14 +263,14 @@ def cosine_cell(numbers: Mapping[str, Any], *keys: str) -> str:
 
 
 def with_tables(page: str, document: Mapping[str, Any]) -> str:
-    """Return the page with both tables made anew between their marks."""
-    for name, text in (("families", family_table()), ("preprocessing", table(document))):
-        begin, end = (f"<!-- {word} {name} -->" for word in ("table", "end of"))
-        before, found, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            sys.exit(f"error: {PAGE} has no {begin} ... {end}")
-        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    """Return the page with its tables made anew between their marks."""
+    tables = {
+        "families": family_table(),
+        "preprocessing": table(document),
+        "classes": class_table(read_data()),
+    }
+    for name, text in tables.items():
+        page = with_table(page, name, text)
     return page
 
 

@@ -57,12 +57,13 @@ def test_every_family_was_measured_with_this_photo() -> None:
 
 
 def test_only_what_stands_between_the_marks_is_made_anew() -> None:
-    marks = [f"<!-- table {name} -->old<!-- end of {name} -->" for name in ("families",)]
-    marks += ["between <!-- table preprocessing -->old<!-- end of preprocessing -->"]
-    made = preprocessing.with_tables(f"before {' '.join(marks)} after", RESULTS)
+    names = ("families", "preprocessing", "classes")
+    marks = [f"<!-- table {name} -->old<!-- end of {name} -->" for name in names]
+    made = preprocessing.with_tables(f"before {' between '.join(marks)} after", RESULTS)
     assert made.startswith("before <!-- table families -->\n\n| family |")
     assert "<!-- end of families --> between <!-- table preprocessing -->\n\n| family |" in made
-    assert made.endswith("<!-- end of preprocessing --> after")
+    assert "<!-- end of preprocessing --> between <!-- table classes -->\n\n| class |" in made
+    assert made.endswith("<!-- end of classes --> after")
     assert "old" not in made
 
 
