@@ -129,6 +129,8 @@ class Family:
         prefixes: of its tensors, as transformers 5 saves them.
         projector: the mmproj file.
         image_span: what a chat template prints for an image.
+        image_token: the token that stands for an image, `image_token_id` of config.json, where it
+            is not the image span without blanks at its ends; see `placeholder`.
         runtime_tokens: tokens that libmtmd looks up for this projector.
         status: one line on what has been checked.
         names_vision: whether a configuration must name its vision tower, where another family has
@@ -150,6 +152,12 @@ class Family:
     names_vision: bool = False
     chat_template: str = ""
     refused_texts: Mapping[str, str] = field(default_factory=_no_reasons)
+    image_token: str = ""
+
+    @property
+    def placeholder(self) -> str:
+        """Text of the token that stands for an image in a prompt."""
+        return self.image_token or self.image_span.strip()
 
     def matches(self, config: Section) -> bool:
         """Return whether a checkpoint's config.json is of this family."""

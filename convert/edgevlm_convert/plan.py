@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from edgevlm.errors import CheckpointError, ConversionError
 from edgevlm.progress import SILENT, Progress
@@ -35,6 +35,7 @@ from edgevlm_convert.rules import (
 )
 from edgevlm_convert.safetensors import SourceTensor
 from edgevlm_convert.tokenizer import added_token_id, vocabulary
+from edgevlm_convert.vocabulary.image_token import check_image_token
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
 
 OuttypeOption = Literal["auto", "f16", "bf16", "f32"]
@@ -124,6 +125,11 @@ def plan_conversion(
     name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
     tokens = vocabulary(
         checkpoint, n_rows=model.source.n_vocab, runtime_tokens=model.family.runtime_tokens, pre=pre
+    )
+    check_image_token(
+        checkpoint.config,
+        cast(Sequence[str], tokens["tokenizer.ggml.tokens"].value),
+        text=model.family.placeholder,
     )
     tokens = with_place_for_images(
         tokens, span=model.family.image_span, template=model.family.chat_template

@@ -119,6 +119,7 @@ FAMILY = Family(
     ),
     projector=Projector(type=_PROJECTOR_TYPE, build=build_vision),
     image_span="<start_of_image>",
+    image_token="<image_soft_token>",
     runtime_tokens=("<start_of_image>", "<end_of_image>"),
     status="equal to llama.cpp's converter, KLD to transformers <= 1e-5",
 )

@@ -91,6 +91,7 @@ FAMILY = Family(
     ),
     projector=Projector(type=_PROJECTOR_TYPE, build=build_vision),
     image_span="<|vision_start|><|image_pad|><|vision_end|>",
+    image_token="<|image_pad|>",
     runtime_tokens=("<|vision_start|>", "<|vision_end|>"),
     status="equal to llama.cpp's converter, KLD to transformers <= 1e-5 except for the epsilon of"
     " the text model's norms, which this llama.cpp leaves out",
