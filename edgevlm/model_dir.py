@@ -5,9 +5,8 @@
       edgevlm.json
 
 A model may be split over several files, `NAME-00001-of-0000N.gguf`: the first one stands for it. A
-file that the manifest does not know is used, and said. Size and mtime are checked on load, the
-SHA-256 on demand. A manifest comes from strangers as models do: it is validated, and its file names
-cannot leave the folder.
+file that the manifest does not know is used, and said. Size and mtime are checked on load, SHA-256
+on demand. A manifest comes from strangers: it is validated, its file names cannot leave the folder.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from edgevlm.gguf_shards import model_stem, paths_of, read_model, shard_number, 
 MANIFEST_NAME = "edgevlm.json"
 SCHEMA_VERSION = 1
 Role = Literal["text", "mmproj"]
-# Far above any real one (a ledger line a tensor); a bound on what a stranger's folder makes us
-# read.
+# Far above any real one (a ledger line a tensor); a stranger's folder makes us read no more.
 _MAX_MANIFEST_BYTES = 64 << 20
 FLOAT_LEVELS = ("F32", "BF16", "F16")
 
@@ -59,7 +57,8 @@ class PartEntry(_Record):
 class FileEntry(_Record):
     """One GGUF model of the model directory, as it was written.
 
-    Of a model in several files `parts` has each; name, mtime and hash are the first one's.
+    Of a model in several files `parts` has each; name, mtime and hash are the first one's. `mmproj`
+    names the projector that a text model was made with.
     """
 
     name: PlainName
@@ -72,6 +71,7 @@ class FileEntry(_Record):
     bits_per_weight: float
     tensor_types: dict[str, TypeCount]
     parts: list[PartEntry] = Field(default_factory=list[PartEntry])
+    mmproj: PlainName | None = None
 
     def files(self) -> list[tuple[str, int, int]]:
         """Return name, size and mtime of every file."""
@@ -259,6 +259,7 @@ class ModelFile:
         level: of its manifest's entry, else of its own metadata; "unknown" where neither says.
         mtime_ns: when it was last written.
         known: the manifest describes it, and neither size nor mtime have changed since.
+        mmproj: name of the projector that a text model was made with; None: not known.
     """
 
     path: Path
@@ -266,6 +267,7 @@ class ModelFile:
     level: str
     mtime_ns: int
     known: bool
+    mmproj: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +278,7 @@ class ModelDir:
         folder: where.
         manifest: None when it has none.
         files: newest first.
-        skipped: why a file that no manifest knows was left out, a sentence each.
+        skipped: why files that no manifest knows were left out.
     """
 
     folder: Path
@@ -377,14 +379,14 @@ def _known_file(path: Path, entry: FileEntry) -> ModelFile:
         level=entry.level,
         mtime_ns=path.stat().st_mtime_ns,
         known=entry.is_unchanged(path.parent),
+        mmproj=entry.mmproj,
     )
 
 
 def _found_file(path: Path) -> ModelFile:
     role, level = role_and_level(path)
-    return ModelFile(
-        path=path, role=role, level=level, mtime_ns=path.stat().st_mtime_ns, known=False
-    )
+    mtime_ns = path.stat().st_mtime_ns
+    return ModelFile(path=path, role=role, level=level, mtime_ns=mtime_ns, known=False)
 
 
 def role_and_level(path: Path) -> tuple[Role, str]:

@@ -32,6 +32,15 @@ class TensorInfo:
 class TensorEncoder(Protocol):
     """Chooses a tensor type for every tensor of a file, then encodes rows."""
 
+    def shapes(
+        self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
+    ) -> Mapping[str, tuple[int, ...]]:
+        """Return by name the shapes of vectors and matrices that grow by zeros at their ends.
+
+        Called once, before `plan`, which is given the tensors as they have grown.
+        """
+        ...
+
     def plan(
         self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
     ) -> tuple[dict[str, str], dict[str, object]]:

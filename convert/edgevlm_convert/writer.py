@@ -9,12 +9,13 @@ writes in order.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -97,11 +98,13 @@ def plan_gguf(
     Args:
         metadata: keys and values in order; no `general.alignment` (32 is the default).
         tensors: in order; names are unique.
-        encoder: asked once for the types; None keeps `info.type`.
+        encoder: asked once for shapes and types; None keeps `info.shape` and `info.type`.
     """
     types = {tensor.info.name: tensor.info.type for tensor in tensors}
     values = dict(metadata)
     if encoder is not None:
+        shapes = encoder.shapes([tensor.info for tensor in tensors], metadata)
+        tensors = [_grown(tensor, shapes) for tensor in tensors]
         chosen, replaced = encoder.plan([tensor.info for tensor in tensors], metadata)
         types.update(chosen)
         values.update(cast(dict[str, TypedValue], replaced))
@@ -193,6 +196,26 @@ def encode_float(name: str, rows: NDArray[np.float32], type: str) -> bytes:
     if ((rounded & 0x7F80) == 0x7F80).any():
         raise _overflow(name, rows, "BF16", "3.39e38")
     return rounded.tobytes()
+
+
+def _grown(tensor: OutputTensor, shapes: Mapping[str, tuple[int, ...]]) -> OutputTensor:
+    """Return a tensor with zeros behind its rows and columns, where `shapes` has a larger one."""
+    old = tensor.info.shape
+    new = shapes.get(tensor.info.name, old)
+    if new == old:
+        return tensor
+    if len(old) not in (1, 2) or len(old) != len(new) or any(map(operator.gt, old, new)):
+        raise ValueError(f"{tensor.info.name}: {old} cannot grow to {new}")
+    n_rows, n_columns = math.prod(old[:-1]), old[-1]
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        rows = np.zeros((stop - start, new[-1]), np.float32)
+        end = min(stop, n_rows)
+        if start < end:
+            rows[: end - start, :n_columns] = tensor.read(start, end)
+        return rows
+
+    return replace(tensor, info=replace(tensor.info, shape=new), read=read, read_raw=None)
 
 
 def _write(file: BinaryIO, piece: bytes, observer: Callable[[bytes], None] | None) -> None:

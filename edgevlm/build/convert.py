@@ -12,7 +12,15 @@ from threading import Event
 from edgevlm_convert import ConversionPlan, OuttypeOption, plan_conversion
 from edgevlm_convert.writer import GGUFPlan
 
-from edgevlm.build.output import FilePlan, file_name, write_files, write_manifest, write_models
+from edgevlm.build.output import (
+    FilePlan,
+    file_name,
+    profile_name,
+    with_projector,
+    write_files,
+    write_manifest,
+    write_models,
+)
 from edgevlm.build.source import Recipe, adapter_hashes, source_hashes
 from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.errors import OutputExistsError
@@ -71,7 +79,7 @@ def convert_model(
         name: the model's name in file names; None: the source folder's, and the adapter's.
         outtype: "auto" (the checkpoint's own 16-bit type), "f16", "bf16" or "f32".
         level: quantize in the same pass, to a level's name or a profile's path.
-        mmproj_level: "F16", "BF16" or "Q8_0"; None: the level's own, or as `outtype`.
+        mmproj_level: "F16", "Q8_0", "Q5_K" ...; None: the level's own, or as `outtype`.
         adapter: folder of a PEFT LoRA adapter to merge.
         pre: llama.cpp's name of the pre-tokenizer, where the tokenizer's own is not known.
         split_max_bytes: of tensors in one file of the text model, which becomes several; None: one.
@@ -113,6 +121,7 @@ def convert_model(
             if same and before is not None:
                 kept_records = {"files": before.files, "drift": before.drift}
                 manifest = manifest.model_copy(update={**kept_records, "verify": before.verify})
+            written = with_projector(written, files, kept)
             manifest = manifest.with_files(written).model_copy(
                 update={"tokenizer": proof[0] if proof else None}
             )
@@ -178,7 +187,7 @@ def _plan(
                 name=file_name(conversion.name, "mmproj", projector_level),
                 role="mmproj",
                 level=projector_level,
-                profile=None,
+                profile=profile_name(projector_encoder),
                 plan=conversion.mmproj,
                 encoder=projector_encoder,
             ),

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm_convert.encoder import TensorEncoder
 from edgevlm_convert.shards import split_plan
@@ -19,6 +20,9 @@ from edgevlm.files import WriteTogether, write_together
 from edgevlm.gguf_shards import model_stem, shard_name, shard_number
 from edgevlm.model_dir import MANIFEST_NAME, FileEntry, Manifest, Role, describe_file
 from edgevlm.progress import Advance, Progress, Unit
+
+if TYPE_CHECKING:
+    from edgevlm.quantize.encode import LevelEncoder
 
 # A manifest's size is not known before it is written; this is more than any.
 MANIFEST_ALLOWANCE_BYTES = 4 << 20
@@ -75,6 +79,29 @@ def file_name(name: str, role: Role, level: str) -> str:
                 hint="use letters, digits, `.`, `_` and `-`: --name names the model",
             )
     return f"{name}-{level}.gguf" if role == "text" else f"mmproj-{name}-{level}.gguf"
+
+
+def profile_name(encoder: LevelEncoder | None) -> str | None:
+    """Return the name of the profile whose rules an encoder follows, None for none."""
+    return encoder.profile.name if encoder is not None and encoder.profile is not None else None
+
+
+def with_projector(
+    written: Sequence[FileEntry], files: Sequence[FilePlan], kept: Sequence[str]
+) -> list[FileEntry]:
+    """Return the entries of a run, a text model's with the projector that it was made with.
+
+    Args:
+        written: entries of the files that were written.
+        files: all that were written.
+        kept: names of projectors that were there already.
+    """
+    names = [file.name for file in files if file.role == "mmproj"]
+    projector = next(iter([*names, *kept]), None)
+    return [
+        entry.model_copy(update={"mmproj": projector}) if entry.role == "text" else entry
+        for entry in written
+    ]
 
 
 @contextmanager

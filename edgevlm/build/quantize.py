@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.build.convert import Built, plan_files, tool_versions
-from edgevlm.build.output import FilePlan, file_name, write_files, write_manifest, write_models
+from edgevlm.build.output import (
+    FilePlan,
+    file_name,
+    profile_name,
+    with_projector,
+    write_files,
+    write_manifest,
+    write_models,
+)
 from edgevlm.build.source import recipe_of
 from edgevlm.errors import QuantizationError
 from edgevlm.gguf_shards import model_stem
@@ -60,7 +68,7 @@ def plan_quantization(
         text: the 16-bit text model, None: the directory's own with the most bits.
         mmproj: the 16-bit projector, None: the directory's own; a directory without one is a
             text model.
-        mmproj_level: "F16", "BF16" or "Q8_0".
+        mmproj_level: "F16", "Q8_0", "Q5_K" ...; None: the profile's own.
         force: write again what exists.
 
     Raises:
@@ -79,11 +87,11 @@ def plan_quantization(
     projector = mmproj or _path(model.baseline("mmproj"))
     kept: tuple[str, ...] = ()
     if projector is not None:
-        target = file_name(name, "mmproj", projector_level)
-        if (model.folder / target).exists() and not force:
-            kept = (target,)
+        file = _mmproj_plan(projector, name, projector_level, profile)
+        if (model.folder / file.name).exists() and not force:
+            kept = (file.name,)
         else:
-            files.append(_mmproj_plan(projector, target, projector_level, profile))
+            files.append(file)
     return QuantizePlan(
         folder=model.folder,
         files=tuple(files),
@@ -107,16 +115,16 @@ def _text_plan(source: Path, name: str, profile: QuantProfile) -> FilePlan:
     )
 
 
-def _mmproj_plan(source: Path, target: str, level: str, profile: QuantProfile) -> FilePlan:
+def _mmproj_plan(source: Path, name: str, level: str, profile: QuantProfile) -> FilePlan:
     from edgevlm.quantize.encode import mmproj_encoder
     from edgevlm.quantize.run import plan_quantize
 
     encoder = mmproj_encoder(level, profile=profile)
     return FilePlan(
-        name=target,
+        name=file_name(name, "mmproj", encoder.level),
         role="mmproj",
         level=encoder.level,
-        profile=None,
+        profile=profile_name(encoder),
         plan=plan_quantize(source, encoder),
         encoder=encoder,
     )
@@ -132,6 +140,7 @@ def quantize_model(
     """Write what `plan_quantization` chose; the manifest becomes visible last."""
     with write_models(plan.folder, plan.files, force=force) as output:
         written = write_files(output, plan.files, n_threads=n_threads, progress=progress)
+        written = with_projector(written, plan.files, plan.kept)
         before = read_manifest(plan.folder) or _manifest_without_source(plan)
         manifest = before.with_files(written)
         write_manifest(output, manifest)

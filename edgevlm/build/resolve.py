@@ -60,8 +60,8 @@ def resolve_model(
 
     An existing path wins, then the built-in `shapes`, then a repository of the Hub. Level: asked,
     else most recently written, for a repository new to the cache Q4_K_M. Projector: `mmproj`, else
-    the one at the text model's own level, else Q8_0 with a quantized text model, else the newest
-    beside the model.
+    the one that the text model was made with, else the one at its own level, else Q8_0 with a
+    quantized text model, else the newest beside the model.
 
     Args:
         name: path of a model directory or .gguf file, `shapes`, or `org/name@revision`; None: the
@@ -279,9 +279,14 @@ def _mmproj_of(text: ModelFile, asked: Path | None) -> tuple[Path | None, tuple[
     if asked is not None:
         return asked, ()
     # Read again: building a missing level may have written a projector.
-    projectors = open_model_dir(text.path.absolute().parent).of_role("mmproj")
+    folder = open_model_dir(text.path.absolute().parent)
+    projectors = folder.of_role("mmproj")
     if len(projectors) <= 1:
         return (projectors[0].path if projectors else None), ()
+    own = {file.mmproj for file in folder.of_role("text") if file.path.name == text.path.name}
+    for projector in projectors:
+        if projector.path.name in own:
+            return projector.path, ()
     wanted = (text.level,) if text.level in FLOAT_LEVELS else (text.level, "Q8_0")
     for level in wanted:
         for projector in projectors:

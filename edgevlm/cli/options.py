@@ -100,8 +100,8 @@ MmprojLevelOption = Annotated[
     typer.Option(
         "--mmproj-level",
         metavar="LEVEL",
-        help="Level of the projector: F16, BF16 or Q8_0 (default: Q8_0 with a quantized "
-        "text model).",
+        help="Level of the projector: F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, "
+        "Q4_0 or IQ4_NL (default: the level's own, Q8_0 with a quantized text model).",
         show_default=False,
     ),
 ]

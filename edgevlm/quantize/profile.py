@@ -14,13 +14,15 @@ r"""Quantization profiles: TOML files that say which tensor gets which type.
     Q4_K = "Q5_0"
     [mmproj]                           # the projector: a type and rules of the same form
     type = "Q8_0"
+    rules = [{ role = "projector", type = "F16" }]
     [budget]                           # the drift that is acceptable
     mean_kld = 0.05
 
 A rule names tensors by `role`, by `tensor` (a regular expression, searched for in the name), or by
 both. Roles: token_embd, output (also the token embedding of a tied model), attn_q, attn_k, attn_v,
 attn_qkv, attn_output, ffn_gate, ffn_up, ffn_down, experts (the ffn tensors of a mixture of
-experts), other. Layers: all; more (the first and the last eighth and every third between, as
+experts), other; in `[mmproj]` attn_q to ffn_down, projector (the matrices that join the tower and
+the text model), other. Layers: all; more (the first and the last eighth and every third between, as
 llama.cpp's K_M mixtures choose); first_8th; first_16th; first_N; first_8th_counted (by the tensors
 of its role that came before, as llama.cpp's IQ2 mixtures count). A rule may ask for `gqa_min`
 (query heads per key head), `experts` or `experts_min` (their number) and `imatrix` (any, with,
@@ -48,6 +50,24 @@ ROLES = (
     "ffn_down",
     "experts",
     "other",
+)
+# Of a projector's matrices; "projector" are those that join the tower and its text model.
+MMPROJ_ROLES = (
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "projector",
+    "other",
+)
+# Types that a projector as a whole can have, the most bits first; rules may name any type.
+MMPROJ_LEVELS = (
+    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
+    *("Q4_K", "Q4_1", "Q4_0", "IQ4_NL"),
 )
 IMATRIX = ("any", "with", "without")
 # Types of activations, indices and scratch rows, which no weight can have.

@@ -15,6 +15,8 @@ from edgevlm.errors import ProfileError
 from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.quantize.profile import (
     IMATRIX,
+    MMPROJ_LEVELS,
+    MMPROJ_ROLES,
     ROLES,
     WEIGHT_TYPES,
     Budget,
@@ -72,7 +74,7 @@ def load_profile(level: str) -> QuantProfile:
 
 
 def with_tensor_types(profile: QuantProfile, overrides: Sequence[str]) -> QuantProfile:
-    """Return a profile whose first rules are `REGEX=TYPE`, for text model and projector alike.
+    """Return a profile whose first rules for the text model are `REGEX=TYPE`.
 
     It has another name: its files are no longer what the level's name says.
 
@@ -86,7 +88,6 @@ def with_tensor_types(profile: QuantProfile, overrides: Sequence[str]) -> QuantP
         profile,
         name=f"{profile.name}-custom",
         rules=(*rules, *profile.rules),
-        mmproj=replace(profile.mmproj, rules=(*rules, *profile.mmproj.rules)),
         expected=(*rules, *profile.expected),
     )
 
@@ -198,11 +199,11 @@ def _profile(table: _Table, *, n_extended: int) -> QuantProfile:
     name = table.text("name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise table.error("name", f"is `{name}`", "letters, digits, `.`, `_` and `-`")
-    rules, mmproj_table = _rules(table), table.table("mmproj")
+    rules, mmproj_table = _rules(table, ROLES), table.table("mmproj")
     mmproj_type = mmproj_table.text(
-        "type", WEIGHT_TYPES, default=base.mmproj.type if base else "Q8_0"
+        "type", MMPROJ_LEVELS, default=base.mmproj.type if base else "Q8_0"
     )
-    mmproj_rules = _rules(mmproj_table)
+    mmproj_rules = _rules(mmproj_table, MMPROJ_ROLES)
     is_own = table.path.parent != profile_folder()
     profile = QuantProfile(
         name=name,
@@ -253,7 +254,7 @@ def _fallback(table: _Table) -> dict[str, str]:
     return types
 
 
-def _rules(table: _Table) -> tuple[Rule, ...]:
+def _rules(table: _Table, roles: tuple[str, ...]) -> tuple[Rule, ...]:
     rules = table.take("rules")
     if rules is None:
         return ()
@@ -261,12 +262,12 @@ def _rules(table: _Table) -> tuple[Rule, ...]:
         raise table.error("rules", "is not a list")
     items = cast(list[object], rules)
     return tuple(
-        _rule(_Table(item, table.path, f"{table.where}rules[{index}]."))
+        _rule(_Table(item, table.path, f"{table.where}rules[{index}]."), roles)
         for index, item in enumerate(items)
     )
 
 
-def _rule(table: _Table) -> Rule:
+def _rule(table: _Table, roles: tuple[str, ...]) -> Rule:
     layers = table.text("layers", default="all")
     if not _LAYERS.fullmatch(layers):
         choices = "one of: all, more, first_8th, first_16th, first_N"
@@ -278,7 +279,7 @@ def _rule(table: _Table) -> Rule:
     if fault:
         raise table.error("tensor", f"{fault}", "a regular expression, searched for in the name")
     rule = Rule(
-        role=table.text("role", ROLES) if "role" in table.left else None,
+        role=table.text("role", roles) if "role" in table.left else None,
         tensor=tensor,
         type=table.text("type", WEIGHT_TYPES),
         layers=layers,

@@ -14,6 +14,7 @@ from edgevlm.runtime.slice_canvas import SliceCanvas
 
 _N_POSITIONS = 70 * 70
 _MAX_SIDE = 4096
+_MERGER_UP = "v.vit_merger.ds_ffn_up.weight"
 
 
 def check_minicpm(file: GGUFFile) -> SliceCanvas:
@@ -49,7 +50,9 @@ def check_minicpm(file: GGUFFile) -> SliceCanvas:
         wanted |= {f"v.blk.{block}.{name}.weight": shape for name, shape in layers.items()}
     if scale == 4:
         inner = {**matrices, "ln1": (width,), "ds_ln": (4 * width,)}
-        inner |= {"ds_ffn_up": (4 * n_ff, 4 * width), "ds_ffn_down": (width, 4 * n_ff)}
+        # Four times `n_ff`, unless zeros were added to either: it is in no key of its own.
+        n_inner = next((t.shape[0] for t in file.tensors if t.name == _MERGER_UP), 4 * n_ff)
+        inner |= {"ds_ffn_up": (n_inner, 4 * width), "ds_ffn_down": (width, n_inner)}
         wanted |= {f"v.vit_merger.{name}.weight": shape for name, shape in inner.items()}
     check_shapes(file, wanted)
     return SliceCanvas(side=side, cell=patch * scale)

@@ -83,7 +83,12 @@ def test_float_types_are_rounded_as_gguf_py_rounds_them(type: str) -> None:
 
 
 class Halves:
-    """An encoder that stores matrices as pairs of float32 averaged: half of the bytes."""
+    """An encoder that stores matrices as tenths in 8 bits."""
+
+    def shapes(
+        self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
+    ) -> Mapping[str, tuple[int, ...]]:
+        return {}
 
     def plan(
         self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
@@ -97,7 +102,7 @@ class Halves:
         return shape[0] * shape[1]
 
     def encode(
-        self, rows: NDArray[np.float32], type: str, imatrix: NDArray[np.float32] | None = None, /
+        self, info: TensorInfo, rows: NDArray[np.float32], type: str, /, *, first_row: int
     ) -> bytes:
         assert rows.dtype == np.float32
         assert rows.flags.c_contiguous
@@ -114,6 +119,44 @@ def test_an_encoder_chooses_types_and_replaces_keys_in_their_place(tmp_path: Pat
     write_gguf(plan, tmp_path / "x.gguf", encoder=encoder)
     expected = (random_values(SHAPES["two"]) * 10).astype(np.int8).tobytes()
     assert expected in (tmp_path / "x.gguf").read_bytes()
+
+
+class Grows(Halves):
+    """An encoder that stores everything as it is, but larger."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
+
+    def shapes(
+        self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
+    ) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def plan(
+        self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /
+    ) -> tuple[dict[str, str], dict[str, object]]:
+        assert {tensor.name: tensor.shape for tensor in tensors}.items() >= self._shapes.items()
+        return {}, {}
+
+
+def test_what_an_encoder_lets_grow_has_zeros_at_its_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevlm_convert.writer._SLAB_VALUES", 80)
+    encoder = Grows({"one": (9,), "two": (8, 40)})
+    tensors = [output(name, random_values(SHAPES[name])) for name in ("one", "two")]
+    plan = plan_gguf(metadata=METADATA, tensors=tensors, encoder=encoder)
+    write_gguf(plan, tmp_path / "x.gguf", encoder=encoder)
+    raw = (tmp_path / "x.gguf").read_bytes()
+    assert raw[len(plan.header) :][:36] == np.pad(random_values((7,)), (0, 2)).tobytes()
+    assert raw.endswith(np.pad(random_values((5, 33)), ((0, 3), (0, 7))).tobytes())
+
+
+@pytest.mark.parametrize("shape", [(4, 33), (5, 32), (5, 33, 1)])
+def test_a_shape_that_a_tensor_cannot_grow_to_is_a_bug(shape: tuple[int, ...]) -> None:
+    tensor = output("two", random_values(SHAPES["two"]))
+    with pytest.raises(ValueError, match="cannot grow"):
+        plan_gguf(metadata=METADATA, tensors=[tensor], encoder=Grows({"two": shape}))
 
 
 def test_many_slabs_in_order_whatever_the_threads(
