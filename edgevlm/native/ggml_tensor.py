@@ -1,4 +1,4 @@
-"""Read a `ggml_tensor` in a callback of ggml: name, sources, values.
+"""A `ggml_tensor` in a callback of ggml: read its name, sources and values, write whole numbers.
 
 Layout: struct ggml_tensor of ggml.h, ggml 0.25.3. Nothing in its interface tells where a field
 stands, so a tensor that we make ourselves is read back before any other is.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgevlm.native.library import load_library
 
-_F32 = 0  # enum ggml_type
+_F32, _I32 = 0, 26  # enum ggml_type
 _N_DIMENSIONS, _N_SOURCES, _N_NAME = 4, 10, 64
 # sizeof(ggml_object) + sizeof(ggml_tensor), which `ggml_tensor_overhead` returns.
 _OVERHEAD = 32 + 336
@@ -60,6 +60,7 @@ def _base() -> Any:
         ("ggml_set_name", [void_p, ctypes.c_char_p], void_p),
         ("ggml_cont", [void_p, void_p], void_p),
         ("ggml_backend_tensor_get", [void_p, void_p, size_t, size_t], None),
+        ("ggml_backend_tensor_set", [void_p, void_p, size_t, size_t], None),
     ):
         function = getattr(base, name)
         function.argtypes = argtypes
@@ -121,3 +122,23 @@ def read_f32(address: int) -> NDArray[np.float32] | None:
         return None
     _base().ggml_backend_tensor_get(address, values.ctypes.data, 0, values.nbytes)
     return values
+
+
+def write_i32(address: int, values: NDArray[np.int32]) -> bool:
+    """Write a tensor of whole numbers in one dimension; False: it is another kind of tensor.
+
+    Args:
+        address: of the tensor.
+        values: [n] int32, as many as it has.
+    """
+    tensor = _Tensor.from_address(address)
+    is_list = tuple(tensor.ne) == (len(values), 1, 1, 1) and tensor.nb[0] == values.itemsize
+    if tensor.type != _I32 or not is_list or not tensor.buffer or not tensor.data:
+        return False
+    _base().ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
+    return True
+
+
+def n_items(address: int) -> int:
+    """Return the length of a tensor's fastest dimension."""
+    return int(_Tensor.from_address(address).ne[0])

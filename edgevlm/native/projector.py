@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import ImageError, ModelLoadError
 from edgevlm.native.devices import offload_handles
+from edgevlm.native.graph_callback import GraphCallback
 from edgevlm.native.graph_input import GraphInput, InputObserver
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
 from edgevlm.native.row_ends import with_row_ends
+from edgevlm.native.token_rows import RowOrder, TokenRows
 
 _TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -130,12 +132,14 @@ class Projector:
         model: TextSide,
         observer: InputObserver | None = None,
         row_end: bytes = b"",
+        callback: GraphCallback | None = None,
     ) -> None:
         self._c: Any = load_library().mtmd
         self._row_end = row_end
         self._handle = handle
         self._model = model
         self._observer = observer
+        self._callback = callback
 
     def tokenize(
         self, parts: Sequence[TextPart | BitmapPart], *, add_special: bool = False
@@ -258,8 +262,8 @@ class Projector:
 
     def _encode_chunk(self, chunk: int) -> NDArray[np.float32]:
         c = self._c
-        observed = self._observer.one_graph() if self._observer else nullcontext()
-        with complaints() as lines, observed:
+        watched = self._callback.one_graph() if self._callback else nullcontext()
+        with complaints() as lines, watched:
             status = c.mtmd_encode_chunk(self._handle, chunk)
         if status:
             raise ImageError(f"llama.cpp failed to encode the image{because(lines)}")
@@ -286,11 +290,13 @@ def open_projector(
     flash_attention: Literal["auto", "on", "off"] = "auto",
     observe: bool = False,
     row_end: bytes = b"",
+    row_order: RowOrder | None = None,
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
 
     With `observe`, each encoded image comes with the pixels that the vision tower was given.
     `row_end` holds the float32 values of what stands between the rows of an image, if anything.
+    `row_order` says which rows llama.cpp takes otherwise than the tower was trained with.
 
     Raises:
         ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
@@ -307,8 +313,8 @@ def open_projector(
     params.warmup = False
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
     observer = InputObserver() if observe else None
-    if observer:
-        observer.install(params)
+    callback = _callback(observer, row_order or RowOrder())
+    callback.install(params)
     with complaints() as lines:
         handle = c.mtmd_init_from_file(str(path).encode(), model.handle, params)
 
@@ -319,4 +325,18 @@ def open_projector(
         )
 
     with owned(handle, c.mtmd_free, error=error) as context:
-        yield Projector(context, model, observer, row_end)
+        yield Projector(context, model, observer, row_end, callback)
+
+
+def _callback(observer: InputObserver | None, order: RowOrder) -> GraphCallback:
+    watchers: list[InputObserver | TokenRows] = [observer] if observer else []
+    if order != RowOrder():
+        watchers.append(TokenRows(order))
+    faults = {watcher.fault for watcher in watchers if isinstance(watcher, TokenRows)} - {""}
+    if faults:
+        raise ModelLoadError(
+            "this projector's class token stands where llama.cpp reads another row, which cannot be"
+            f" mended: {faults.pop()}",
+            hint="install the llama-cpp-python that edgevlm names",
+        )
+    return GraphCallback([watcher for watcher in watchers if not watcher.fault])

@@ -21,14 +21,18 @@ from numpy.typing import NDArray
 from edgevlm.errors import ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.native.projector import open_projector
+from edgevlm.native.token_rows import RowOrder
 from edgevlm.native.vocabulary import open_vocabulary
 
 # Written by the converter: which of both llama.cpp a projector's position table is for.
 KEY = "edgevlm.class_token_first"
+_TOKEN = "v.class_embd"
 _TYPE = "clip.projector_type"
 # Both layers of a projector, and the norm before them.
 _MATRICES = {"mlp": ("mm.0", "mm.2"), "internvl": ("mm.model.mlp.1", "mm.model.mlp.3")}
 _NORMS = {"internvl": "mm.model.mlp.0"}
+# Whose graph takes rows by lists that can be written anew.
+_WITH_LISTS = "mlp"
 _TOKENS, _CONTROL = ("<img>", "</img>"), 3
 _PATCH, _SIDE = 8, 2
 _N_EMBD, _N_FF, _N_OUT = 32, 64, 32
@@ -76,18 +80,28 @@ def class_token_first(projector_type: str) -> bool:
     return keeps_order(rows)
 
 
-def check_class_token(mmproj: Path) -> None:
+def check_class_token(mmproj: Path) -> RowOrder:
     """Check that a projector's position table is in the order of the installed llama.cpp.
+
+    Returns:
+        Which rows that llama.cpp takes otherwise than the tower was trained with.
 
     Raises:
         ModelLoadError: the file is for another one; every patch would get its neighbour's place.
     """
-    metadata = read_gguf(mmproj).metadata
-    if KEY not in metadata:
-        return
-    # The header has been checked: the type is one of those that are known.
-    if metadata[KEY].value is class_token_first(str(metadata[_TYPE].value)):
-        return
+    file = read_gguf(mmproj)
+    entries = (file.metadata.get(key) for key in (_TYPE, "clip.vision.projector_type"))
+    kind = next((str(entry.value) for entry in entries if entry is not None), "")
+    if kind not in _MATRICES or all(tensor.name != _TOKEN for tensor in file.tensors):
+        return RowOrder()
+    has_key = KEY in file.metadata
+    if not has_key and kind != _WITH_LISTS:
+        return RowOrder()
+    first = class_token_first(kind)
+    if not has_key or file.metadata[KEY].value is first:
+        is_mended = not first and kind == _WITH_LISTS
+        # Without the key it is of another converter, which leaves the table as it is.
+        return RowOrder(patches=is_mended, positions=is_mended and not has_key)
     raise ModelLoadError(
         f"`{mmproj}` is for a llama.cpp that treats the vision tower's class token in another way"
         " than the installed one",
@@ -175,7 +189,7 @@ def _tower(projector_type: str) -> Mapping[str, NDArray[np.float32]]:
     token[_CLASS] = positions[1, _POSITION] = 1
     tensors = {
         "v.patch_embd.weight": kernel,
-        "v.class_embd": token,
+        _TOKEN: token,
         "v.position_embd.weight": positions,
     }
     shapes = {

@@ -338,7 +338,7 @@ def open_vlm(
         context = stack.enter_context(open_context(text_model, options))
         projector = None
         if mmproj is not None:
-            check_class_token(mmproj)
+            row_order = check_class_token(mmproj)
             projector = stack.enter_context(
                 open_projector(
                     mmproj,
@@ -348,6 +348,7 @@ def open_vlm(
                     flash_attention=options.flash_attention,
                     observe=strict,
                     row_end=span.row_end if span else b"",
+                    row_order=row_order,
                 )
             )
         layouter = Layouter(

@@ -121,14 +121,12 @@ _LLAMA3: Config = {
     "rope_theta": 500000.0,
     "vocab_size": 128320,
 }
-_LOST = ("class token",)
 PUBLISHED: dict[str, Published] = {
     "llava-hf/llava-1.5-7b-hf": Published(
         config=_clip(_VICUNA),
         sizes="4096 11008 32 32 32 32064",
         n_parameters=7_063_427_072,
         n_visual_tokens=576,
-        losses=_LOST,
         keys={"llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.context_length": 4096},
     ),
     "llava-hf/llava-1.5-13b-hf": Published(
@@ -145,14 +143,13 @@ PUBLISHED: dict[str, Published] = {
         sizes="5120 13824 40 40 40 32064",
         n_parameters=13_351_494_656,
         n_visual_tokens=576,
-        losses=_LOST,
     ),
     "llava-hf/bakLlava-v1-hf": Published(
         config=_clip({**_MISTRAL, "sliding_window": 4096}),
         sizes="4096 14336 32 32 8 32064",
         n_parameters=7_566_743_552,
         n_visual_tokens=576,
-        losses=("sliding window", *_LOST),
+        losses=("sliding window",),
     ),
     # No window, which Mistral's class has where a configuration says nothing.
     "a Mistral 0.2": Published(
@@ -160,7 +157,6 @@ PUBLISHED: dict[str, Published] = {
         sizes="4096 14336 32 32 8 32064",
         n_parameters=7_566_743_552,
         n_visual_tokens=576,
-        losses=_LOST,
         keys={"llama.rope.freq_base": 1e6},
     ),
     "xtuner/llava-llama-3-8b-v1_1-transformers": Published(
@@ -168,7 +164,6 @@ PUBLISHED: dict[str, Published] = {
         sizes="4096 14336 32 32 8 128320",
         n_parameters=8_355_272_704,
         n_visual_tokens=576,
-        losses=_LOST,
         keys={"llama.rope.freq_base": 500000.0},
     ),
     "llava-hf/llava-interleave-qwen-0.5b-hf": Published(

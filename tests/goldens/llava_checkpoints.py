@@ -156,20 +156,6 @@ def as_published(class_name: str) -> Callable[[Path], None]:
     return adapt
 
 
-def class_token_last(model: Any) -> None:
-    """Hand over the class token behind the patches, and leave out the first: as llama.cpp does."""
-
-    def hook(module: Any, inputs: Any, output: Any) -> Any:
-        del module, inputs
-        states = output.hidden_states
-        output.hidden_states = tuple(
-            None if state is None else state.roll(-1, dims=1) for state in states
-        )
-        return output
-
-    model.model.vision_tower.register_forward_hook(hook)
-
-
 def renamed(name: str, prefixes: Mapping[str, str]) -> str:
     """Return a tensor's name with what it begins with exchanged."""
     for prefix, other in prefixes.items():

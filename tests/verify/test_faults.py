@@ -75,9 +75,9 @@ def _template(plan: ConversionPlan) -> ConversionPlan:
 
 FAULTS: list[tuple[str, str, Mutation, str, tuple[str, ...]]] = [
     ("smolvlm", "query and key not permuted", _NOT_PERMUTED, TEXT_LOGITS, _GROSS),
-    ("llava_clip_lost", "query and key not permuted", _NOT_PERMUTED, TEXT_LOGITS, _GROSS),
+    ("llava_clip_llama", "query and key not permuted", _NOT_PERMUTED, TEXT_LOGITS, _GROSS),
     (
-        "llava_clip_lost",
+        "llava_clip_llama",
         "position table not rotated",
         mmproj(values("v.position_embd", _next_row)),
         EMBEDDINGS,
@@ -127,9 +127,15 @@ FAULTS: list[tuple[str, str, Mutation, str, tuple[str, ...]]] = [
     ),
     ("qwen2_5_vl", "epsilon of the tower", _vision_epsilon(1e-5), EMBEDDINGS, _SMALL),
     ("gemma3", "epsilon of the tower", _vision_epsilon(1e-6), EMBEDDINGS, _SMALL),
-    ("llava_clip_lost", "epsilon of the tower", _vision_epsilon(1e-6), EMBEDDINGS, _SMALL),
+    ("llava_clip_llama", "epsilon of the tower", _vision_epsilon(1e-6), EMBEDDINGS, _SMALL),
     ("gemma3", "epsilon of the text", _text_key("rms_epsilon", 1e-5), TEXT_LOGITS, _SMALL),
-    ("llava_clip_lost", "epsilon of the text", _text_key("rms_epsilon", 1e-6), TEXT_LOGITS, _SMALL),
+    (
+        "llava_clip_llama",
+        "epsilon of the text",
+        _text_key("rms_epsilon", 1e-6),
+        TEXT_LOGITS,
+        _SMALL,
+    ),
     ("qwen3_vl", "gate and up exchanged", _GATE_AND_UP, TEXT_LOGITS, _GROSS),
     ("gemma3", "gate and up exchanged", _GATE_AND_UP, TEXT_LOGITS, _GROSS),
     ("qwen2_5_vl", "rotary base", _text_key("rope.freq_base", 10000.0), TEXT_LOGITS, _GROSS),
@@ -143,7 +149,7 @@ FAULTS: list[tuple[str, str, Mutation, str, tuple[str, ...]]] = [
     ),
     ("qwen3_vl", "merges in another order", _reversed_merges, TOKENS, ("cut in another way",)),
     (
-        "llava_clip_lost",
+        "llava_clip_llama",
         "no BOS",
         text(nothing, {"tokenizer.ggml.add_bos_token": boolean(False)}),
         TOKENS,

@@ -25,7 +25,6 @@ from tests.convert.mutations import (
 from tests.goldens.llava_checkpoints import (
     IMAGE_TOKEN,
     as_published,
-    class_token_last,
     clip_config,
     preprocessor,
     siglip_config,
@@ -152,15 +151,6 @@ CLIP_LLAMA = _recipe(
     gains={**_GAINS, "lm_head": 1.5},
     # What does not make a whole patch is left over.
     free=("image_size", "projection_dim"),
-    unreachable=2e-2,
-)
-# What transformers computes when its tower hands over what llama.cpp's does: all else is equal.
-CLIP_LOST = replace(
-    CLIP_LLAMA,
-    name="llava_clip_lost",
-    unreachable=0.0,
-    emulate=class_token_last,
-    outtypes=("f32",),
     mutations={
         **_VISION,
         **_TEXT,
@@ -294,7 +284,6 @@ SIGLIP_QWEN3 = _recipe(
 RECIPES = (
     SIGLIP_QWEN2,
     CLIP_LLAMA,
-    CLIP_LOST,
     SIGLIP_MISTRAL,
     LONGROPE,
     SHORTROPE,

@@ -1,0 +1,82 @@
+"""One callback of ggml's scheduler, for all that look at a projector's graphs while they run.
+
+ggml asks about every node before it computes the first one (ggml-backend.cpp, `cb_eval`). The
+answer is always that nobody needs the node's result: the graph then runs in one piece, as it does
+without a callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from edgevlm.native.library import load_library
+
+
+class Watcher(Protocol):
+    """What is told of each node of a graph."""
+
+    def begin(self) -> None:
+        """A graph is about to run."""
+        ...
+
+    def see(self, node: int) -> None:
+        """Look at one node, whose inputs are there and whose result is not."""
+        ...
+
+    def end(self) -> None:
+        """The graph has run."""
+        ...
+
+
+class GraphCallback:
+    """Shows the nodes of a context's graphs to watchers. Lives as long as the context.
+
+    Use `install` before the context is made, `one_graph` around each of its encodes.
+
+    Args:
+        watchers: told of each node in this order; without any, no callback is installed.
+    """
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = tuple(watchers)
+        # The C side keeps a bare pointer to it.
+        self._callback: Any = load_library().llama.ggml_backend_sched_eval_callback(self._asked)
+        self._is_watching = self._has_run = False
+        self._error: BaseException | None = None
+
+    def install(self, params: Any) -> None:
+        """Put the callback into the parameters of a context."""
+        if self._watchers:
+            params.cb_eval = self._callback
+
+    @contextmanager
+    def one_graph(self) -> Generator[None]:
+        """Show the graph that runs inside the block.
+
+        Raises:
+            Exception: what came up in a watcher, once the graph is through.
+        """
+        for watcher in self._watchers:
+            watcher.begin()
+        self._is_watching, self._has_run, self._error = True, False, None
+        yield
+        self._is_watching = False
+        if self._error is not None:
+            raise self._error
+        # A graph that failed before its first node is the caller's error.
+        for watcher in self._watchers if self._has_run else ():
+            watcher.end()
+
+    def _asked(self, node: int, ask: bool, _: object) -> bool:
+        # An exception cannot cross C: ctypes would print it and answer False. Asked in advance
+        # ("ask"), False means no interest; asked afterwards, it would end the graph.
+        try:
+            self._has_run = True
+            if ask and self._is_watching:
+                for watcher in self._watchers:
+                    watcher.see(node)
+        except BaseException as error:
+            self._is_watching, self._error = False, error
+        return not ask
