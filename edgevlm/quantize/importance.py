@@ -25,7 +25,7 @@ class Importance:
     """Importance per input channel, by tensor name.
 
     Attributes:
-        channels: [n_matrices, row_length] float32 each; a mixture of experts has one row an expert.
+        channels: [n_matrices * row_length] float32 each; experts have channels of their own.
     """
 
     channels: Mapping[str, NDArray[np.float32]]
@@ -35,15 +35,18 @@ class Importance:
     ) -> Iterator[tuple[slice, NDArray[np.float32] | None]]:
         """Yield the pieces of `n_rows` rows from `first_row` on that share one importance."""
         channels = self.channels.get(info.name)
-        if channels is None:
+        # For an embedding one of another size is no error (check_importance), and of no use.
+        if channels is None or channels.size != _n_channels(info):
             yield slice(0, n_rows), None
             return
+        n_channels = info.shape[-1]
         per_matrix = info.shape[-2] if len(info.shape) > 1 else 1
         start = first_row
         while start < first_row + n_rows:
             matrix = start // per_matrix
             stop = min(first_row + n_rows, (matrix + 1) * per_matrix)
-            yield slice(start - first_row, stop - first_row), channels[matrix]
+            part = channels[matrix * n_channels : (matrix + 1) * n_channels]
+            yield slice(start - first_row, stop - first_row), part
             start = stop
 
 
@@ -91,11 +94,16 @@ def check_importance(
 
 
 def _check_shape(name: str, info: TensorInfo, channels: NDArray[np.float32]) -> None:
-    n_matrices = info.shape[-3] if len(info.shape) > 2 else 1
-    n_channels = info.shape[-1] if info.shape else 1
-    if channels.shape != (n_matrices, n_channels):
+    n_due = _n_channels(info)
+    if channels.size != n_due:
         raise QuantizationError(
             f"the importance matrix has {channels.size} channels for `{name}`, the tensor has"
-            f" {n_matrices * n_channels}",
+            f" {n_due}",
             hint="it was made for another model",
         )
+
+
+def _n_channels(info: TensorInfo) -> int:
+    """Input channels of a tensor over all its matrices."""
+    n_matrices = info.shape[-3] if len(info.shape) > 2 else 1
+    return n_matrices * (info.shape[-1] if info.shape else 1)

@@ -21,3 +21,8 @@ def test_json_holds_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert level["type"] == "Q4_K"
     assert level["fallback"]["Q4_K"] == "Q5_0"
     assert {"role": "output", "type": "Q6_K"}.items() <= level["rules"][0].items()
+    # The field's names promise less than they keep where rows do not divide by 256.
+    assert level["bits_per_weight"]["2B"] < 5.2 < 5.9 < level["bits_per_weight"]["500M"]
+    ours = next(profile for profile in document if profile["name"] == "pi")
+    assert ours["bits_per_weight"]["500M"] < 5
+    assert ours["budget"]["mean_kld"] > 0

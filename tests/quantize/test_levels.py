@@ -66,7 +66,7 @@ def importance_of(path: Path) -> Importance:
     for tensor in read_gguf(path).tensors:
         if len(tensor.shape) > 1 and tensor.name != "token_embd.weight":
             n_matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
-            values = random.gamma(0.5, size=(n_matrices, tensor.shape[-1]))
+            values = random.gamma(0.5, size=n_matrices * tensor.shape[-1])
             channels[tensor.name] = values.astype(np.float32)
     return Importance(channels=channels)
 

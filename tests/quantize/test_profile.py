@@ -8,7 +8,7 @@ import pytest
 from edgevlm.errors import ProfileError
 from edgevlm.ggml_types import FILE_TYPES, TENSOR_TYPES
 from edgevlm.quantize.profile import Budget, ProjectorProfile, Rule
-from edgevlm.quantize.profile_file import load_profile, profile_names
+from edgevlm.quantize.profile_file import load_profile, profile_names, with_tensor_types
 
 FIELD_LEVELS = (
     *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S"),
@@ -77,6 +77,86 @@ def test_a_users_file_is_read_whole(tmp_path: Path) -> None:
         profile.name = "other"  # type: ignore[misc]
 
 
+OWN = ("balanced", "quality", "small", "pi")
+
+
+def test_our_own_profiles_have_budgets_and_fall_back_once() -> None:
+    for name in OWN:
+        profile = load_profile(name)
+        budget = profile.budget
+        assert None not in (budget.mean_kld, budget.p99_kld, budget.same_top_token)
+        assert profile.expected == ()
+        # No way out of a 256-block type may be another one.
+        fallbacks = {*profile.fallback.values(), *(rule.fallback for rule in profile.rules)}
+        assert all(TENSOR_TYPES[type_].block_size == 32 for type_ in fallbacks if type_)
+
+
+EXTENDING = """
+name = "mine"
+description = "More where it matters."
+extends = "Q4_K_M"
+rules = [{ tensor = "blk\\\\.0\\\\.ffn_down", type = "Q8_0" }]
+[fallback]
+Q6_K = "Q5_1"
+[mmproj]
+rules = [{ role = "ffn_down", type = "BF16" }]
+[budget]
+mean_kld = 0.5
+"""
+
+
+def test_a_profile_that_extends_puts_its_rules_first(tmp_path: Path) -> None:
+    path, base = tmp_path / "mine.toml", load_profile("Q4_K_M")
+    path.write_text(EXTENDING)
+    profile = load_profile(str(path))
+    assert (profile.name, profile.type, profile.file_type) == ("mine", base.type, base.file_type)
+    assert profile.rules == (Rule(tensor=r"blk\.0\.ffn_down", type="Q8_0"), *base.rules)
+    assert dict(profile.fallback) == {**base.fallback, "Q6_K": "Q5_1"}
+    assert profile.mmproj.type == base.mmproj.type
+    assert profile.mmproj.rules[0] == Rule(role="ffn_down", type="BF16")
+    assert profile.budget.mean_kld == 0.5
+    # What the user wrote must decide something; what was inherited need not.
+    assert profile.expected == (profile.rules[0], profile.mmproj.rules[0])
+
+
+def test_a_file_beside_it_can_be_extended_and_circles_end(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(EXTENDING)
+    second.write_text('name = "b"\ndescription = "B."\nextends = "a.toml"\ntype = "Q5_K"\n')
+    assert load_profile(str(second)).type == "Q5_K"
+    assert load_profile(str(second)).expected == ()
+    first.write_text('name = "a"\ndescription = "A."\nextends = "b.toml"\n')
+    with pytest.raises(ProfileError, match=r"`extends` goes on after 8 files"):
+        load_profile(str(second))
+    second.write_text('name = "b"\ndescription = "B."\nextends = "nothing"\n')
+    with pytest.raises(ProfileError, match=r"`extends` is `nothing`, which is not there"):
+        load_profile(str(second))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ffn_down", "is not REGEX=TYPE"),
+        ("=Q6_K", "is not REGEX=TYPE"),
+        ("ffn_down=Q9", "`Q9` is no tensor type"),
+        ("ffn_(=Q6_K", "the expression is broken"),
+        ("a" * 2000 + "=Q6_K", "has 2000 characters"),
+    ],
+)
+def test_a_broken_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        with_tensor_types(load_profile("Q4_K_M"), [override])
+
+
+def test_overrides_go_first_and_change_the_name() -> None:
+    profile = load_profile("Q4_K_M")
+    changed = with_tensor_types(profile, ["attn_q=q8_0", "a=b=F16"])
+    added = (Rule(tensor="attn_q", type="Q8_0"), Rule(tensor="a=b", type="F16"))
+    assert changed.rules == (*added, *profile.rules)
+    assert (changed.name, changed.expected) == ("Q4_K_M-custom", added)
+    assert with_tensor_types(profile, []) is profile
+
+
 BROKEN = {
     "unknown key": ('name = "mine"', 'name = "mine"\ncolour = "red"', "`colour` is an unknown key"),
     "unknown rule key": ("gqa_min = 4", "gqa_max = 4", r"`rules\[0\].gqa_max` is an unknown key"),
@@ -98,6 +178,9 @@ BROKEN = {
     "negative budget": ("mean_kld = 0.02", "mean_kld = -1", r"`budget\.mean_kld` is -1"),
     "share above 1": ("0.97", "97", r"`budget\.same_top_token` is 97"),
     "rules no list": ("rules = [\n", "fallback2 = 1\nrules2 = [\n", "is an unknown key"),
+    "broken expression": ('role = "attn_v"', 'tensor = "("', r"`rules\[0\].tensor` is broken"),
+    "rule for nothing": ('role = "experts", ', "", r"`rules\[1\].role` is missing"),
+    "unknown own fallback": ("experts = 8", 'fallback = "Q9"', r"`rules\[1\].fallback` is `Q9`"),
     "rule no table": ('[{ role = "ffn_down", layers = "more", type = "Q8_0" }]', "[1]", "a table"),
     "type no string": ('type = "Q4_0"', "type = 4", "`type` is not a string"),
     "syntax": ("[fallback]", "[fallback", "is not TOML"),
