@@ -18,7 +18,7 @@ from edgevlm.quantize.importance import Importance, check_importance
 from edgevlm.quantize.padding import padded_metadata, padded_shapes
 from edgevlm.quantize.plan import TypePlan, plan_text
 from edgevlm.quantize.profile import MMPROJ_LEVELS, QuantProfile, Rule
-from edgevlm.quantize.projector_plan import is_plain, plan_projector, wanted_types
+from edgevlm.quantize.projector_plan import is_plain, plan_projector
 
 # Version of the block formats (ggml.h, GGML_QNT_VERSION), written into every quantized file.
 _QUANTIZATION_VERSION = 2
@@ -51,8 +51,7 @@ class LevelEncoder:
         """Return the shapes of a projector's tensors that grow by zeros, see padding.py."""
         if not self.is_projector:
             return {}
-        wanted = wanted_types(self.type, tensors, metadata, profile=self.profile)
-        return padded_shapes(tensors, metadata, wanted)
+        return padded_shapes(tensors, metadata, lambda some: self._types(some, metadata).types)
 
     def plan(
         self, tensors: Sequence[TensorInfo], metadata: Mapping[str, object], /

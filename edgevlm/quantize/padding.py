@@ -11,13 +11,13 @@ widths and attention heads cannot grow so: norms and head sizes count every chan
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from edgevlm_convert.encoder import TensorInfo
 from edgevlm_convert.metadata import u32
 
-from edgevlm.ggml_types import TENSOR_TYPES
+from edgevlm.ggml_types import tensor_n_bytes
 from edgevlm.quantize.tensors import FLOATS, integer
 
 # The largest block, so that one file's rows suit every type.
@@ -40,31 +40,41 @@ class _FeedForward:
 
 
 def padded_shapes(
-    tensors: Sequence[TensorInfo], metadata: Mapping[str, object], wanted: Mapping[str, str]
+    tensors: Sequence[TensorInfo],
+    metadata: Mapping[str, object],
+    types_of: Callable[[Sequence[TensorInfo]], Mapping[str, str]],
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the feed-forward tensors that must grow, by name.
+    """Return the shapes of the feed-forward tensors that grow, by name.
 
-    All networks of a tower grow or none, so that one number describes them.
+    All networks of a tower grow or none, so that one number describes them, and only where the file
+    becomes smaller by it: never one in 16 bits.
 
     Args:
         tensors: all tensors of a projector.
         metadata: of the file, each with a `.value`.
-        wanted: the type that each matrix to be quantized shall have, by name.
+        types_of: chooses the type of every tensor by name, by its shape as well.
     """
     width = integer(metadata, "clip.vision.embedding_length") or 0
     alike: dict[str, list[_FeedForward]] = {}
     for network in _networks(tensors, width):
         alike.setdefault(re.sub(r"\d+", "N", network.down.name), []).append(network)
     shapes: dict[str, tuple[int, ...]] = {}
+    types = types_of(tensors)
     for networks in alike.values():
-        if not any(_leaves_a_rest(network.down, wanted) for network in networks):
-            continue
+        grown: dict[str, tuple[int, ...]] = {}
         for network in networks:
             n_hidden = _padded(network.n_hidden, width)
-            shapes[network.down.name] = (*network.down.shape[:-1], n_hidden)
-            for tensor in network.inner:
-                shapes[tensor.name] = (n_hidden, *tensor.shape[1:])
+            grown[network.down.name] = (*network.down.shape[:-1], n_hidden)
+            grown |= {tensor.name: (n_hidden, *tensor.shape[1:]) for tensor in network.inner}
+        after = [replace(t, shape=grown[t.name]) for t in tensors if t.name in grown]
+        before = [tensor for tensor in tensors if tensor.name in grown]
+        if _n_bytes(after, types_of(after)) < _n_bytes(before, types):
+            shapes |= grown
     return shapes
+
+
+def _n_bytes(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> int:
+    return sum(tensor_n_bytes(tensor.shape, types[tensor.name]) for tensor in tensors)
 
 
 def padded_metadata(
@@ -84,11 +94,6 @@ def _padded(n_hidden: int, width: int) -> int:
     length = -(-n_hidden // _MULTIPLE) * _MULTIPLE
     # llama.cpp takes `ffn_down` with rows of the tower's width for an `ffn_up` of old files.
     return length + _MULTIPLE if length == width else length
-
-
-def _leaves_a_rest(down: TensorInfo, wanted: Mapping[str, str]) -> bool:
-    type_ = wanted.get(down.name)
-    return type_ is not None and bool(down.shape[-1] % TENSOR_TYPES[type_].block_size)
 
 
 def _networks(tensors: Sequence[TensorInfo], width: int) -> list[_FeedForward]:

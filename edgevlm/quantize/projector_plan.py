@@ -87,18 +87,6 @@ def plan_projector(
     return TypePlan(types=types, used=used)
 
 
-def wanted_types(
-    type: str,
-    tensors: Sequence[TensorInfo],
-    metadata: Mapping[str, object],
-    *,
-    profile: QuantProfile | None = None,
-) -> dict[str, str]:
-    """Return the type that every matrix would get if its rows could be of any length."""
-    rules = _rules(type, tensors, metadata, profile)
-    return {name: type if rule is None else rule.type for name, rule in rules.items()}
-
-
 def _rules(
     type: str,
     tensors: Sequence[TensorInfo],
