@@ -2,11 +2,12 @@
 
     python benchmarks/level_drift.py [--json FILE] [LEVEL|FILE.toml ...]
 
-The F32 model answers the 64 built-in questions and describes each image, greedily; each level is then led along the same answers
-(teacher-forced), and its distribution held against the F32 one at every token. The projector is
-the same F32 file throughout: this is the text model's loss alone. Two tables: the file as it is
-(rows of 256 and 768 divide by every block), and `narrow`: the same rules with every fallback taken,
-as in models whose rows do not divide by 256, such as SmolVLM (576, 960) or Qwen2.5-0.5B (896).
+The F32 model answers the 64 built-in questions and describes each image, greedily; each level is
+then led along the same answers (teacher-forced), and its distribution held against the F32 one at
+every token. The projector is the same F32 file throughout: this is the text model's loss alone. Two
+tables: the file as it is (rows of 256 and 768 divide by every block), and `narrow`: the same rules
+with every fallback taken, as in models whose rows do not divide by 256, such as SmolVLM (576, 960)
+or Qwen2.5-0.5B (896).
 
 Limits: one model of 10 M parameters, small questions. It orders levels and sets the budgets of our
 own profiles; how much another model loses must be measured on it.
@@ -97,11 +98,11 @@ def main() -> int:
         write_gguf(conversion.mmproj, mmproj)
         asked = ask(text, mmproj)
         tables: dict[str, dict[str, Drift]] = {"as it is": {}, "narrow": {}}
-        for table, change in (("as it is", lambda one: one), ("narrow", narrowed)):
+        for table, drifts in tables.items():
             print(f"{table:12} {'bits':>6} {'mean KLD':>21} {'p99':>9} {'max':>8} {'same top':>9}")
             for profile in profiles:
-                drift = measure(change(profile), text, mmproj, asked, folder)
-                tables[table][profile.name] = drift
+                one = narrowed(profile) if table == "narrow" else profile
+                drifts[profile.name] = drift = measure(one, text, mmproj, asked, folder)
                 print(row(profile.name, drift), flush=True)
     if options.json:
         document = {

@@ -24,6 +24,7 @@ LEVELS = {
     "edgevlm.gguf_value": 1,
     "edgevlm.gguf_file": 1,
     "edgevlm.gguf_shards": 1,
+    "edgevlm.manifest": 1,
     "edgevlm.model_dir": 1,
     "edgevlm.hub": 1,
     "edgevlm.native": 1,
@@ -41,6 +42,9 @@ LEVELS = {
 # The steps inside a level that the design allows.
 STEPS = {
     ("edgevlm.files", "edgevlm.errors"),
+    ("edgevlm.manifest", "edgevlm.gguf_shards"),
+    ("edgevlm.manifest", "edgevlm.ggml_types"),
+    ("edgevlm.model_dir", "edgevlm.manifest"),
     ("edgevlm.model_dir", "edgevlm.gguf_file"),
     ("edgevlm.model_dir", "edgevlm.gguf_shards"),
     ("edgevlm.model_dir", "edgevlm.ggml_types"),

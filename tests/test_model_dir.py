@@ -13,7 +13,8 @@ import pytest
 
 from edgevlm.errors import GGUFError, ManifestError, SourceNotFoundError
 from edgevlm.files import sha256_file
-from edgevlm.model_dir import MANIFEST_NAME, open_model_dir, read_manifest
+from edgevlm.manifest import MANIFEST_NAME, read_manifest
+from edgevlm.model_dir import open_model_dir
 
 
 @pytest.fixture

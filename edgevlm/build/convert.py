@@ -25,8 +25,7 @@ from edgevlm.build.source import Recipe, adapter_hashes, source_hashes
 from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.errors import OutputExistsError
 from edgevlm.ggml_types import FILE_TYPES
-from edgevlm.model_dir import (
-    FLOAT_LEVELS,
+from edgevlm.manifest import (
     AdapterSource,
     FileEntry,
     LedgerRecord,
@@ -35,6 +34,7 @@ from edgevlm.model_dir import (
     TokenizerRecord,
     read_manifest,
 )
+from edgevlm.model_dir import FLOAT_LEVELS
 from edgevlm.progress import SILENT, Progress
 
 

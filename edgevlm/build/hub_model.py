@@ -20,7 +20,7 @@ from edgevlm.errors import GGUFError
 from edgevlm.files import write_together
 from edgevlm.gguf_file import read_gguf
 from edgevlm.gguf_shards import model_stem
-from edgevlm.model_dir import (
+from edgevlm.manifest import (
     MANIFEST_NAME,
     FileEntry,
     LedgerRecord,
@@ -28,9 +28,9 @@ from edgevlm.model_dir import (
     Role,
     Source,
     describe_file,
-    open_model_dir,
     read_manifest,
 )
+from edgevlm.model_dir import open_model_dir
 from edgevlm.progress import SILENT, Note, Progress, unheard
 
 if TYPE_CHECKING:

@@ -18,7 +18,13 @@ from edgevlm.build.written import WrittenFile
 from edgevlm.errors import ConversionError
 from edgevlm.files import WriteTogether, write_together
 from edgevlm.gguf_shards import model_stem, shard_name, shard_number
-from edgevlm.model_dir import MANIFEST_NAME, FileEntry, Manifest, Role, describe_file
+from edgevlm.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    Role,
+    describe_file,
+)
 from edgevlm.progress import Advance, Progress, Unit
 
 if TYPE_CHECKING:

@@ -19,15 +19,8 @@ from edgevlm.build.output import (
 from edgevlm.build.source import recipe_of
 from edgevlm.errors import QuantizationError
 from edgevlm.gguf_shards import model_stem
-from edgevlm.model_dir import (
-    FLOAT_LEVELS,
-    LedgerRecord,
-    Manifest,
-    ModelDir,
-    ModelFile,
-    Source,
-    read_manifest,
-)
+from edgevlm.manifest import LedgerRecord, Manifest, Source, read_manifest
+from edgevlm.model_dir import FLOAT_LEVELS, ModelDir, ModelFile
 from edgevlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:

@@ -13,14 +13,8 @@ from edgevlm.build.cache import cache_lock, last_model, models_folder, remember_
 from edgevlm.build.source import path_exists, recipe_of, source_hashes
 from edgevlm.errors import GGUFError, SourceNotFoundError
 from edgevlm.gguf_shards import model_stem
-from edgevlm.model_dir import (
-    FLOAT_LEVELS,
-    MANIFEST_NAME,
-    ModelDir,
-    ModelFile,
-    open_model_dir,
-    role_and_level,
-)
+from edgevlm.manifest import MANIFEST_NAME
+from edgevlm.model_dir import FLOAT_LEVELS, ModelDir, ModelFile, open_model_dir, role_and_level
 from edgevlm.progress import SILENT, Note, Progress, unheard
 
 if TYPE_CHECKING:

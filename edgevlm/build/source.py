@@ -9,7 +9,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from edgevlm.files import sha256_file
-from edgevlm.model_dir import AdapterSource, Manifest, Source
+from edgevlm.manifest import AdapterSource, Manifest, Source
 from edgevlm.progress import SILENT, Note, Progress, unheard
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from edgevlm_convert.vocabulary.reference_tokenizer import ReferenceTokenizer
 
 from edgevlm.errors import ConversionError
 from edgevlm.gguf_file import read_gguf
-from edgevlm.model_dir import TokenizerLimit, TokenizerRecord
+from edgevlm.manifest import TokenizerLimit, TokenizerRecord
 from edgevlm.native.vocabulary import Vocabulary, open_vocabulary
 
 # Known limits of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp), by name.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from edgevlm.build.convert import Built
     from edgevlm.build.output import FilePlan
-    from edgevlm.model_dir import FileEntry, Manifest
+    from edgevlm.manifest import FileEntry, Manifest
     from edgevlm.verify.report import VerifyReport
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")

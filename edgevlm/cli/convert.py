@@ -124,7 +124,7 @@ def convert(
     from edgevlm.cli.built import peak_rss_bytes, show_built
     from edgevlm.cli.verify import show_report, verify_built
     from edgevlm.files import human_bytes
-    from edgevlm.model_dir import Source
+    from edgevlm.manifest import Source
 
     if level is not None and outtype is not OutType.AUTO:
         raise typer.BadParameter("--outtype names a float file; with --level leave it out")

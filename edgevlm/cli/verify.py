@@ -99,7 +99,7 @@ def verify_files(
     from edgevlm.build.source import tokenizer_of
     from edgevlm.errors import OutputError
     from edgevlm.gguf_shards import read_model
-    from edgevlm.model_dir import read_manifest
+    from edgevlm.manifest import read_manifest
     from edgevlm.verify.run import ModelFiles, read_or_make, verify_model
     from edgevlm.verify.store import keep_verdict
 

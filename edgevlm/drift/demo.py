@@ -11,7 +11,8 @@ from edgevlm.build.quantize import plan_quantization, quantize_model
 from edgevlm.build.resolve import BUILT_IN, built_in_checkpoint, built_in_folder
 from edgevlm.drift.prompts import Prompt, read_prompts
 from edgevlm.drift.tasks import TaskScore, score_answers
-from edgevlm.model_dir import FileEntry, open_model_dir
+from edgevlm.manifest import FileEntry
+from edgevlm.model_dir import open_model_dir
 from edgevlm.progress import SILENT, Progress
 from edgevlm.runtime.vlm import open_vlm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgevlm.errors import ReferenceFileError
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.gguf_shards import read_model
-from edgevlm.model_dir import Manifest
+from edgevlm.manifest import Manifest
 from edgevlm.progress import SILENT, Progress
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM, open_vlm

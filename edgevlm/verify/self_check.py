@@ -11,7 +11,7 @@ import numpy as np
 from edgevlm.build.tokenizer_proof import prove_tokenizer
 from edgevlm.errors import ConversionError
 from edgevlm.gguf_file import GGUFFile
-from edgevlm.model_dir import Manifest, TokenizerRecord
+from edgevlm.manifest import Manifest, TokenizerRecord
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM
 from edgevlm.verify.metrics import log_softmax

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgevlm.files import write_together
-from edgevlm.model_dir import MANIFEST_NAME, read_manifest
+from edgevlm.manifest import MANIFEST_NAME, read_manifest
 from edgevlm.verify.report import VerifyReport
 
 _ALLOWANCE_BYTES = 4 << 20

@@ -24,7 +24,8 @@ from edgevlm.errors import (
 )
 from edgevlm.files import sha256_file
 from edgevlm.gguf_shards import read_model
-from edgevlm.model_dir import open_model_dir, read_manifest
+from edgevlm.manifest import read_manifest
+from edgevlm.model_dir import open_model_dir
 from tests.hub_server import COMMIT, HubServer, Repo
 
 WEIGHTS = "model.safetensors"

@@ -19,7 +19,7 @@ from edgevlm_convert.writer import plan_gguf, write_gguf
 from edgevlm.build.convert import convert_model
 from edgevlm.build.tokenizer_proof import LIMITS, prove_tokenizer
 from edgevlm.errors import CheckpointError, ConversionError, ModelLoadError
-from edgevlm.model_dir import TokenizerRecord, read_manifest
+from edgevlm.manifest import TokenizerRecord, read_manifest
 from tests.synthetic import write_checkpoint
 from tests.synthetic_tokenizer import byte_letters, write_json, write_tokenizer
 from tests.tokenizers.byte_level import (

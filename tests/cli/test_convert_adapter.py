@@ -12,7 +12,7 @@ import pytest
 from edgevlm.build.resolve import resolve_model
 from edgevlm.cli.app import main
 from edgevlm.files import sha256_file
-from edgevlm.model_dir import Manifest, read_manifest
+from edgevlm.manifest import Manifest, read_manifest
 from edgevlm.runtime.vlm import open_vlm
 from tests.convert.test_adapter import drawn, write_adapter
 from tests.convert.test_reference import STRICT_BOUND, kld

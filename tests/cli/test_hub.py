@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgevlm.cli.app import main
-from edgevlm.model_dir import read_manifest
+from edgevlm.manifest import read_manifest
 from tests.hub_server import COMMIT, Fault, HubServer, Repo
 
 WEIGHTS = "model.safetensors"

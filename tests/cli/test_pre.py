@@ -13,7 +13,7 @@ import pytest
 from edgevlm.build.resolve import resolve_model
 from edgevlm.cli.app import main
 from edgevlm.gguf_file import read_gguf
-from edgevlm.model_dir import Manifest, read_manifest
+from edgevlm.manifest import Manifest, read_manifest
 from tests.synthetic import write_checkpoint
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgevlm.cli.app import main
-from edgevlm.model_dir import read_manifest
+from edgevlm.manifest import read_manifest
 from tests.convert.test_dequantize import KINDS, quantized
 from tests.hub_server import HubServer, Repo
 from tests.synthetic import write_checkpoint

@@ -17,7 +17,8 @@ from edgevlm.cli.app import main
 from edgevlm.errors import GGUFError
 from edgevlm.files import sha256_file
 from edgevlm.gguf_shards import read_model
-from edgevlm.model_dir import Manifest, open_model_dir, read_manifest
+from edgevlm.manifest import Manifest, read_manifest
+from edgevlm.model_dir import open_model_dir
 from edgevlm.progress import Advance, Unit
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.memory import check_memory

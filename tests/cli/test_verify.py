@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgevlm.build.convert import convert_model
 from edgevlm.cli.app import main
-from edgevlm.model_dir import read_manifest
+from edgevlm.manifest import read_manifest
 from edgevlm.verify.logits import TEXT_LOGITS
 from edgevlm.verify.reference_file import Reference, read_reference, write_reference
 from edgevlm.verify.self_check import LEDGER, SIGHT, TOKENIZER
