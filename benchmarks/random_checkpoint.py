@@ -70,8 +70,8 @@ def qwen3_vl(text: Mapping[str, Any], vision: Mapping[str, Any]) -> Shape:
         "model_type": "qwen3_vl",
         "dtype": "bfloat16",
         "tie_word_embeddings": True,
-        "image_token_id": 151_934,
-        "video_token_id": 151_935,
+        "image_token_id": 151_933,
+        "video_token_id": 151_934,
         "text_config": {
             "model_type": "qwen3_vl_text",
             "attention_bias": False,
@@ -141,7 +141,7 @@ SMOLVLM2_500M = Shape(
         "architectures": ["SmolVLMForConditionalGeneration"],
         "model_type": "smolvlm",
         "dtype": "bfloat16",
-        "image_token_id": 49_190,
+        "image_token_id": 49_268,
         "scale_factor": 4,
         "tie_word_embeddings": False,
         "text_config": {
