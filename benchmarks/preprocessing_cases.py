@@ -119,6 +119,25 @@ def pixtral(name: str, published: str, *, longest: int, patch: int, merged: int)
     )
 
 
+def janus(name: str, kind: str, published: str, **vision: int) -> Case:
+    """Return a case of Janus-Pro or DeepSeek-VL: an image whole, with bars beside it."""
+    return Case(
+        name=name,
+        family=name,
+        published=published,
+        recipe=name,
+        vision={"image_size": 384, "patch_size": 16, **vision},
+        preprocessor={
+            **HALF,
+            "image_processor_type": f"{kind}ImageProcessor",
+            "min_size": 14,
+            "resample": 3,
+            "size": {"height": 384, "width": 384},
+        },
+        processor=f"{name}.image_processing_pil_{name}.{kind}ImageProcessorPil",
+    )
+
+
 CASES = (
     qwen("qwen3_vl", "Qwen3-VL-2B", patch_size=16, num_position_embeddings=2304),
     qwen("qwen3_vl_moe", "Qwen3-VL-30B-A3B", patch_size=16, num_position_embeddings=2304),
@@ -196,6 +215,8 @@ CASES = (
     ),
     pixtral("pixtral", "Pixtral-12B", longest=1024, patch=16, merged=1),
     pixtral("mistral3", "Mistral-Small-3.1-24B", longest=1540, patch=14, merged=2),
+    janus("janus", "Janus", "Janus-Pro-1B", num_image_tokens=576),
+    janus("deepseek_vl", "DeepseekVL", "DeepSeek-VL-1.3B"),
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {

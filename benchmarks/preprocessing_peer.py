@@ -102,8 +102,10 @@ def features(model: Any, inputs: Mapping[str, Any]) -> NDArray[np.float32]:
     """Return the embeddings of one image, a row a visual token, tile after tile."""
     torch: Any = importlib.import_module("torch")
     arguments = {key: inputs[key] for key in MODEL_INPUTS if key in inputs}
+    # Janus-Pro's outer class has no such method.
+    owner = model if hasattr(model, "get_image_features") else model.model
     with torch.no_grad():
-        found = model.get_image_features(**arguments, return_dict=True)
+        found = owner.get_image_features(**arguments, return_dict=True)
     # Qwen3-VL adds to later layers too: llama.cpp puts that behind each row.
     parts = [found.pooler_output, *(getattr(found, "deepstack_features", None) or [])]
     rows = [torch.cat([rows.reshape(-1, rows.shape[-1]) for rows in part]) for part in parts]

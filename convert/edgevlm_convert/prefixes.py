@@ -35,6 +35,8 @@ _PROJECTOR = (
     "model.connector.",
     "connector.",
     "mlp1.",
+    "model.aligner.",
+    "aligner.",
 )
 _BLOCKS = ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
 _HEAD = ("lm_head.", "language_model.lm_head.", "model.lm_head.")

@@ -17,6 +17,7 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.internvl_projector import check_internvl
+from edgevlm.runtime.janus_projector import around_image, check_janus
 from edgevlm.runtime.lfm2_canvas import MAX_ASPECT as MAX_LFM2_ASPECT
 from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
 from edgevlm.runtime.minicpm_projector import check_minicpm
@@ -172,6 +173,9 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, max_aspect=_check_tiles(file))
     if kind == "granite4_vision":
         check_granite4(file, text)
+    if kind == "janus_pro":
+        check_janus(file)
+        return replace(span, around=around_image(text))
     if kind == "internvl":
         return replace(span, canvas=check_internvl(file))
     if kind == "lfm2":

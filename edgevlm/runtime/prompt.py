@@ -113,6 +113,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         around=("<image_id>{number}</image_id>", ""),
     ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
+    "janus_pro": ImageSpan(template="<image_placeholder>", runtime_tokens=()),
     # libmtmd ends an image with the line feed.
     "granite4_vision": ImageSpan(template="<image>\n", runtime_tokens=()),
     "internvl": ImageSpan(template="<IMG_CONTEXT>", runtime_tokens=("<img>", "</img>")),

@@ -29,6 +29,7 @@ _QWEN_PAD = "<|image_pad|>"
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 _PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 _CONTEXT, _TILES_BEGIN, _TILES_END = "<IMG_CONTEXT>", "<img>", "</img>"
+_PLACEHOLDER, _JANUS_AROUND = "<image_placeholder>", ("<begin_of_image>", "<end_of_image>")
 # What stands for one visual token until the text is complete: no template writes it.
 _MARK = "\0"
 
@@ -73,6 +74,8 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "gemma3": _gemma,
         "internvl": _internvl,
         "granite4_vision": _granite4,
+        "janus": _janus,
+        "deepseek_vl": _janus,
         "pixtral": _pixtral,
         "mistral3": _pixtral,
     }
@@ -311,6 +314,31 @@ def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:
 
     token = _image_token(config)
     return Inputs(prepare=prepare, image_token=token, kinds="token_type_ids")
+
+
+def _janus(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """Janus-Pro: visual tokens between two tokens; DeepSeek-VL: visual tokens alone."""
+    config = checkpoint.config
+    kind = config.text("model_type", default="janus")
+    name = {"janus": "Janus", "deepseek_vl": "DeepseekVL"}[kind]
+    tokenizer = _tokenizer(folder)
+    module = _module(f"{kind}.image_processing_pil_{kind}")
+    processor = getattr(module, f"{name}ImageProcessorPil").from_pretrained(folder)
+    vision = config.section("vision_config")
+    side = vision.integer("image_size", low=1, high=8192, default=384)
+    side //= vision.integer("patch_size", low=1, high=8192, default=16)
+    before, after = _JANUS_AROUND if kind == "janus" else ("", "")
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        span = f"{before}{_PLACEHOLDER * side**2}{after}"
+        ids = tokenizer(text.replace(_PLACEHOLDER, span))["input_ids"]
+        if not images:
+            return ids, {}
+        made = processor(images=list(images), return_tensors="pt")
+        return ids, {"pixel_values": made["pixel_values"]}
+
+    return Inputs(prepare=prepare, image_token=_image_token(config))
 
 
 def _pixtral(folder: Path, checkpoint: Checkpoint) -> Inputs:

@@ -33,7 +33,7 @@ def drop_tensor(folder: Path, name: str) -> None:
     """Write the checkpoint's file again without one tensor."""
     path = folder / "model.safetensors"
     header, data = split_safetensors(path)
-    header.pop("__metadata__")
+    header.pop("__metadata__", None)
     write_safetensors(
         path,
         {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
+from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.granite4_vision import FAMILY as GRANITE4_VISION
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
+from edgevlm_convert.families.janus import FAMILY as JANUS
 from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
 from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
@@ -38,6 +40,8 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE4_VISION,
     LFM2_VL,
     MINICPMV4_6,
+    JANUS,
+    DEEPSEEK_VL,
 )
 
 

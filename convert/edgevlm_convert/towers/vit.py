@@ -35,12 +35,15 @@ CLIP_DEFAULTS: Mapping[str, object] = {
 _GELU = ("gelu_pytorch_tanh", "gelu")
 
 
-def read_vit(vision: Section, *, image_size: int | None = None) -> TowerSizes:
+def read_vit(
+    vision: Section, *, image_size: int | None = None, n_ff: int | None = None
+) -> TowerSizes:
     """Return the sizes of a tower of this kind.
 
     Args:
         vision: its configuration, with the class's defaults.
         image_size: side of the image in pixels, None: what `image_size` says.
+        n_ff: width inside a feed-forward network, None: what `intermediate_size` says.
 
     Raises:
         CheckpointError: a size is missing, absurd, or does not go with another.
@@ -51,6 +54,7 @@ def read_vit(vision: Section, *, image_size: int | None = None) -> TowerSizes:
         layers="num_hidden_layers",
         heads="num_attention_heads",
         image_size=image_size or read_image_size(vision),
+        n_ff=n_ff,
     )
     if sizes.n_ff == sizes.n_embd:
         # tools/mtmd/clip.cpp tells old files, with both names exchanged, by their shapes.
@@ -156,12 +160,16 @@ def _patch_rules(prefix: str, sizes: TowerSizes, *, bias: bool, precision: Preci
     return rules
 
 
-def block_rules(prefix: str, sizes: TowerSizes) -> list[Rule]:
+def block_rules(
+    prefix: str, sizes: TowerSizes, *, output: str = "out_proj", qkv_bias: bool = True
+) -> list[Rule]:
     """Return the rules of all blocks.
 
     Args:
         prefix: of the tower's tensors.
         sizes: of the tower.
+        output: what the last matrix of attention is called.
+        qkv_bias: whether the others have biases.
     """
     n_embd, n_ff = sizes.n_embd, sizes.n_ff
     rules: list[Rule] = []
@@ -170,9 +178,12 @@ def block_rules(prefix: str, sizes: TowerSizes) -> list[Rule]:
         rules += pair(f"{source}layer_norm1", f"{target}ln1", (n_embd,))
         for name in "qkv":
             rules += pair(
-                f"{source}self_attn.{name}_proj", f"{target}attn_{name}", (n_embd, n_embd)
+                f"{source}self_attn.{name}_proj",
+                f"{target}attn_{name}",
+                (n_embd, n_embd),
+                bias=qkv_bias,
             )
-        rules += pair(f"{source}self_attn.out_proj", f"{target}attn_out", (n_embd, n_embd))
+        rules += pair(f"{source}self_attn.{output}", f"{target}attn_out", (n_embd, n_embd))
         rules += pair(f"{source}layer_norm2", f"{target}ln2", (n_embd,))
         rules += pair(f"{source}mlp.fc1", f"{target}ffn_up", (n_ff, n_embd))
         rules += pair(f"{source}mlp.fc2", f"{target}ffn_down", (n_embd, n_ff))

@@ -9,6 +9,7 @@ from tests.goldens.recipes import (
     granite4_vision,
     idefics3,
     internvl,
+    janus,
     lfm2_vl,
     llava,
     minicpmv4_6,
@@ -48,6 +49,8 @@ RECIPES: dict[str, Recipe] = {
         internvl.RECIPE,
         granite4_vision.RECIPE,
         lfm2_vl.RECIPE,
+        janus.JANUS,
+        janus.DEEPSEEK_VL,
         minicpmv4_6.RECIPE,
     )
 }
