@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from edgevlm_convert import ConversionPlan, OuttypeOption, plan_conversion
 from edgevlm_convert.writer import GGUFPlan
@@ -23,7 +24,7 @@ from edgevlm.build.output import (
 )
 from edgevlm.build.source import Recipe, adapter_hashes, source_hashes
 from edgevlm.build.tokenizer_proof import prove_tokenizer
-from edgevlm.errors import OutputExistsError
+from edgevlm.errors import OutputExistsError, QuantizationError
 from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.manifest import (
     AdapterSource,
@@ -36,6 +37,9 @@ from edgevlm.manifest import (
 )
 from edgevlm.model_dir import FLOAT_LEVELS
 from edgevlm.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from edgevlm.build.level import ChosenLevel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ def convert_model(
     outtype: OuttypeOption = "auto",
     level: str | None = None,
     mmproj_level: str | None = None,
+    tensor_types: Sequence[str] = (),
+    imatrix: Path | None = None,
     adapter: Path | None = None,
     pre: str | None = None,
     split_max_bytes: int | None = None,
@@ -80,6 +86,8 @@ def convert_model(
         outtype: "auto" (the checkpoint's own 16-bit type), "f16", "bf16" or "f32".
         level: quantize in the same pass, to a level's name or a profile's path.
         mmproj_level: "F16", "Q8_0", "Q5_K" ...; None: the level's own, or as `outtype`.
+        tensor_types: `REGEX=TYPE`, before the level's own rules for the text model.
+        imatrix: file of an importance matrix for the level.
         adapter: folder of a PEFT LoRA adapter to merge.
         pre: llama.cpp's name of the pre-tokenizer, where the tokenizer's own is not known.
         split_max_bytes: of tensors in one file of the text model, which becomes several; None: one.
@@ -96,7 +104,13 @@ def convert_model(
     name = name or _default_name(recipe, origin)
     # Hashing takes a core that planning leaves idle.
     with _hash_source(recipe, origin) as hashed:
-        planned = _plan(recipe, name=name, outtype=outtype, level=level, mmproj_level=mmproj_level)
+        planned = _plan(
+            recipe,
+            name=name,
+            outtype=outtype,
+            level=_chosen(level, tensor_types=tensor_types, imatrix=imatrix),
+            mmproj_level=mmproj_level,
+        )
         folder = out if out is not None else _default_folder(source, planned.conversion.name)
         before = read_manifest(folder)
         same = before is not None and before.source.recipe() == hashed().recipe()
@@ -130,10 +144,23 @@ def convert_model(
 
 
 def plan_files(
-    recipe: Recipe, *, name: str, level: str, mmproj_level: str | None
+    recipe: Recipe, *, name: str, level: ChosenLevel, mmproj_level: str | None
 ) -> tuple[FilePlan, ...]:
     """Return what one pass from `recipe` to `level` would write, without writing it."""
     return _plan(recipe, name=name, outtype="auto", level=level, mmproj_level=mmproj_level).files
+
+
+def _chosen(
+    level: str | None, *, tensor_types: Sequence[str], imatrix: Path | None
+) -> ChosenLevel | None:
+    from edgevlm.build.level import choose_level
+
+    if level is not None:
+        return choose_level(level, tensor_types=tensor_types, imatrix=imatrix)
+    if tensor_types or imatrix is not None:
+        option = "--tensor-type" if tensor_types else "--imatrix"
+        raise QuantizationError(f"{option} goes with a level", hint="add `--level LEVEL`")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +174,15 @@ def _plan(
     *,
     name: str,
     outtype: OuttypeOption,
-    level: str | None,
+    level: ChosenLevel | None,
     mmproj_level: str | None,
 ) -> _Planned:
-    from edgevlm.quantize.encode import mmproj_encoder, text_encoder
-    from edgevlm.quantize.profile_file import load_profile
+    from edgevlm.build.level import check_rules_used
+    from edgevlm.quantize.encode import mmproj_encoder
 
-    profile = load_profile(level) if level else None
+    profile = level.profile if level else None
     wanted_mmproj = mmproj_level or (profile.mmproj.type if profile else None)
-    encoder = text_encoder(profile) if profile else None
+    encoder = level.encoder() if level else None
     projector_encoder = mmproj_encoder(wanted_mmproj, profile=profile) if wanted_mmproj else None
     conversion = plan_conversion(
         recipe.checkpoint,
@@ -172,27 +199,28 @@ def _plan(
     projector_level = (
         projector_encoder.level if projector_encoder else _float_level(conversion.mmproj)
     )
-    return _Planned(
-        conversion=conversion,
-        files=(
-            FilePlan(
-                name=file_name(conversion.name, "text", text_level),
-                role="text",
-                level=text_level,
-                profile=profile.name if profile else None,
-                plan=conversion.text,
-                encoder=encoder,
-            ),
-            FilePlan(
-                name=file_name(conversion.name, "mmproj", projector_level),
-                role="mmproj",
-                level=projector_level,
-                profile=profile_name(projector_encoder),
-                plan=conversion.mmproj,
-                encoder=projector_encoder,
-            ),
+    files = (
+        FilePlan(
+            name=file_name(conversion.name, "text", text_level),
+            role="text",
+            level=text_level,
+            profile=profile.name if profile else None,
+            plan=conversion.text,
+            encoder=encoder,
+            imatrix=level.record if level else None,
+        ),
+        FilePlan(
+            name=file_name(conversion.name, "mmproj", projector_level),
+            role="mmproj",
+            level=projector_level,
+            profile=profile_name(projector_encoder),
+            plan=conversion.mmproj,
+            encoder=projector_encoder,
         ),
     )
+    if profile is not None:
+        check_rules_used(profile, files)
+    return _Planned(conversion=conversion, files=files)
 
 
 def _class_token_first(projector: str) -> bool:

@@ -21,6 +21,7 @@ from edgevlm.gguf_shards import model_stem, shard_name, shard_number
 from edgevlm.manifest import (
     MANIFEST_NAME,
     FileEntry,
+    ImatrixRecord,
     Manifest,
     Role,
     describe_file,
@@ -45,6 +46,7 @@ class FilePlan:
         profile: name of the profile that made the level, None for none.
         plan: of the one file.
         encoder: that the plan was made with.
+        imatrix: record of the importance matrix that the encoder has, None for none.
         max_bytes: of tensors in one file; None: all in one.
     """
 
@@ -54,6 +56,7 @@ class FilePlan:
     profile: str | None
     plan: GGUFPlan
     encoder: TensorEncoder | None
+    imatrix: ImatrixRecord | None = None
     max_bytes: int | None = None
 
     def parts(self) -> dict[str, GGUFPlan]:
@@ -209,7 +212,7 @@ class _OneBar:
 def _finish(file: FilePlan, name: str, temporary: Path, hashes: Sequence[Future[str]]) -> FileEntry:
     # They were handed in before this: whoever waits here waits for the other thread.
     sha256 = [future.result() for future in hashes]
-    return describe_file(
+    entry = describe_file(
         temporary,
         name=name,
         role=file.role,
@@ -217,6 +220,7 @@ def _finish(file: FilePlan, name: str, temporary: Path, hashes: Sequence[Future[
         profile=file.profile,
         sha256=sha256,
     )
+    return entry.model_copy(update={"imatrix": file.imatrix})
 
 
 def write_manifest(output: WriteTogether, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from edgevlm.model_dir import FLOAT_LEVELS, ModelDir, ModelFile
 from edgevlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from edgevlm.build.level import ChosenLevel
     from edgevlm.quantize.profile import QuantProfile
 
 
@@ -51,6 +53,8 @@ def plan_quantization(
     text: Path | None = None,
     mmproj: Path | None = None,
     mmproj_level: str | None = None,
+    tensor_types: Sequence[str] = (),
+    imatrix: Path | None = None,
     force: bool = False,
 ) -> QuantizePlan:
     """Choose the source files and the type of every tensor.
@@ -62,21 +66,25 @@ def plan_quantization(
         mmproj: the 16-bit projector, None: the directory's own; a directory without one is a
             text model.
         mmproj_level: "F16", "Q8_0", "Q5_K" ...; None: the profile's own.
+        tensor_types: `REGEX=TYPE`, before the level's own rules for the text model.
+        imatrix: file of an importance matrix.
         force: write again what exists.
 
     Raises:
+        ProfileError: no such level, or a rule of the user's own that decides no tensor.
         QuantizationError: no 16-bit file and no checkpoint; a quantized file is never a baseline.
         OutputExistsError: the text model exists at this level and `force` is not set.
     """
-    from edgevlm.quantize.profile_file import load_profile
+    from edgevlm.build.level import check_rules_used, choose_level
 
-    profile = load_profile(level)
+    chosen = choose_level(level, tensor_types=tensor_types, imatrix=imatrix)
+    profile = chosen.profile
     projector_level = (mmproj_level or profile.mmproj.type).upper()
     source = text or _path(model.baseline("text"))
     name = _model_name(model, source)
     if source is None:
-        return _plan_from_checkpoint(model, name, level, projector_level, force=force)
-    files = [_text_plan(source, name, profile)]
+        return _plan_from_checkpoint(model, name, chosen, projector_level, force=force)
+    files = [_text_plan(source, name, chosen)]
     projector = mmproj or _path(model.baseline("mmproj"))
     kept: tuple[str, ...] = ()
     if projector is not None:
@@ -85,6 +93,7 @@ def plan_quantization(
             kept = (file.name,)
         else:
             files.append(file)
+    check_rules_used(profile, files)
     return QuantizePlan(
         folder=model.folder,
         files=tuple(files),
@@ -93,18 +102,18 @@ def plan_quantization(
     )
 
 
-def _text_plan(source: Path, name: str, profile: QuantProfile) -> FilePlan:
-    from edgevlm.quantize.encode import text_encoder
+def _text_plan(source: Path, name: str, level: ChosenLevel) -> FilePlan:
     from edgevlm.quantize.run import plan_quantize
 
-    encoder = text_encoder(profile)
+    encoder = level.encoder()
     return FilePlan(
-        name=file_name(name, "text", profile.name),
+        name=file_name(name, "text", encoder.level),
         role="text",
-        level=profile.name,
-        profile=profile.name,
+        level=encoder.level,
+        profile=encoder.level,
         plan=plan_quantize(source, encoder),
         encoder=encoder,
+        imatrix=level.record,
     )
 
 
@@ -141,7 +150,7 @@ def quantize_model(
 
 
 def _plan_from_checkpoint(
-    model: ModelDir, name: str, level: str, mmproj_level: str, *, force: bool
+    model: ModelDir, name: str, level: ChosenLevel, mmproj_level: str, *, force: bool
 ) -> QuantizePlan:
     recipe = recipe_of(model.manifest)
     if recipe is None:

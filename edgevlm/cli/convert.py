@@ -71,6 +71,8 @@ def convert(
     ] = None,
     level: options.LevelOption = None,
     mmproj_level: options.MmprojLevelOption = None,
+    tensor_type: options.TensorTypeOption = None,
+    imatrix: options.ImatrixOption = None,
     pre: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +151,8 @@ def convert(
         outtype=OUTTYPES[outtype],
         level=level,
         mmproj_level=mmproj_level,
+        tensor_types=tensor_type or (),
+        imatrix=imatrix,
         adapter=tuned and tuned.folder,
         pre=pre,
         split_max_bytes=max_bytes,

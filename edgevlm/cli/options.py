@@ -105,6 +105,25 @@ MmprojLevelOption = Annotated[
         show_default=False,
     ),
 ]
+TensorTypeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tensor-type",
+        metavar="REGEX=TYPE",
+        help="Tensors of the text model whose name REGEX matches become TYPE, before the level's "
+        "own rules; may be given several times, the first match wins.",
+        show_default=False,
+    ),
+]
+ImatrixOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        help="Importance matrix, as llama-imatrix writes it (.gguf or .dat).",
+        show_default=False,
+    ),
+]
 MmprojOption = Annotated[
     Path | None,
     typer.Option(

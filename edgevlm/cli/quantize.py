@@ -21,6 +21,8 @@ def quantize(
     ],
     model: options.ModelArgument = None,
     mmproj_level: options.MmprojLevelOption = None,
+    tensor_type: options.TensorTypeOption = None,
+    imatrix: options.ImatrixOption = None,
     mmproj: options.MmprojOption = None,
     threads: options.ThreadsOption = None,
     dry_run: Annotated[
@@ -55,6 +57,8 @@ def quantize(
         text=text,
         mmproj=mmproj,
         mmproj_level=mmproj_level,
+        tensor_types=tensor_type or (),
+        imatrix=imatrix,
         force=force,
     )
     if dry_run:
