@@ -24,6 +24,22 @@ _FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 _MAX_MAGNITUDE = 65504.0
 # Types of `ggml_quantize_chunk` with no case for them: it aborts. They hold activations or indices.
 _NOT_FOR_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
+# void to_float(const void * blocks, float * values, int64_t n_values)
+_ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class _TypeTraits(ctypes.Structure):
+    """ggml.h, struct ggml_type_traits."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +74,7 @@ def _base() -> Any:
         ("ggml_is_quantized", [int_], ctypes.c_bool),
         ("ggml_quantize_requires_imatrix", [int_], ctypes.c_bool),
         ("ggml_quantize_chunk", [int_, void_p, void_p, i64, i64, i64, void_p], size_t),
+        ("ggml_get_type_traits", [int_], ctypes.POINTER(_TypeTraits)),
     ):
         function = getattr(base, name)
         function.argtypes = argtypes
@@ -173,6 +190,40 @@ def quantize_rows(
     if written != n_bytes:
         raise QuantizationError(f"ggml wrote {written} bytes of {type}, {n_bytes} were due")
     return out.tobytes()
+
+
+def dequantize_rows(data: bytes, type: str, n_per_row: int) -> NDArray[np.float32]:
+    """Return the values of blocks as float32 [n_rows, n_per_row], with ggml's own kernel.
+
+    Thread-safe; drops the GIL.
+
+    Args:
+        data: whole rows of `type`.
+        type: a quantized tensor type, such as "Q8_0".
+        n_per_row: values in a row.
+
+    Raises:
+        QuantizationError: blocks do not divide the row, `data` is no whole number of rows, or the
+            installed ggml cannot read the type.
+    """
+    n_row_bytes = row_n_bytes(type, n_per_row)
+    n_rows, rest = divmod(len(data), n_row_bytes)
+    to_float = _to_float(type)
+    if rest or to_float is None:
+        fault = f"{len(data)} bytes are no whole rows" if rest else "the installed ggml cannot"
+        raise QuantizationError(f"cannot read {type} as floats: {fault}")
+    values = np.empty((n_rows, n_per_row), dtype=np.float32)
+    to_float(data, values.ctypes.data, values.size)
+    return values
+
+
+@cache
+def _to_float(type: str) -> Any:
+    traits = _base().ggml_get_type_traits(type_id(type)).contents
+    # Of a type for activations this may be absent; another layout would show in the sizes.
+    if not traits.to_float or traits.type_size != _type(type).block_n_bytes:
+        return None
+    return _ToFloat(traits.to_float)
 
 
 def _check_rows(rows: NDArray[np.float32], type: str) -> None:

@@ -21,8 +21,8 @@ from edgevlm.ggml_types import TENSOR_TYPES
 from edgevlm.quantize.plan import TypePlan
 from edgevlm.quantize.profile import QuantProfile, Rule
 from edgevlm.quantize.tensors import (
-    FLOATS,
     KEPT_PARTS,
+    MATRIX_TYPES,
     ROLES_BY_PART,
     Model,
     Subject,
@@ -137,7 +137,7 @@ def _fitting(
 
 def _is_matrix(tensor: TensorInfo) -> bool:
     return (
-        tensor.type in FLOATS
+        tensor.type in MATRIX_TYPES
         and n_dimensions(tensor.shape) == 2
         and tensor.name.endswith(".weight")
         and not tensor.name.startswith(_SOUND)

@@ -1,4 +1,4 @@
-"""A 16-bit GGUF file as the source of a quantized one, read slab by slab."""
+"""A GGUF file, of 16 bits as a rule, as the source of a quantized one; read slab by slab."""
 
 from __future__ import annotations
 
@@ -15,27 +15,36 @@ from edgevlm.errors import GGUFError, QuantizationError
 from edgevlm.ggml_types import tensor_n_bytes
 from edgevlm.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, GGUFTensor, GGUFValue
 from edgevlm.gguf_shards import read_model
+from edgevlm.native.ggml import dequantize_rows
 from edgevlm.quantize.encode import LevelEncoder
 
 _FLOATS = ("F32", "F16", "BF16")
 _INTEGERS = ("I8", "I16", "I32", "I64", "F64")
 
 
-def plan_quantize(source: Path, encoder: LevelEncoder) -> GGUFPlan:
-    """Plan the file that `encoder` makes of the 16-bit GGUF file `source`, exact to the byte.
+def plan_quantize(
+    source: Path, encoder: LevelEncoder, *, allow_requantize: bool = False
+) -> GGUFPlan:
+    """Plan the file that `encoder` makes of the GGUF file `source`, exact to the byte.
 
     Metadata and the order of tensors are the source's; only `general.file_type` and
     `general.quantization_version` are set.
+
+    Args:
+        source: the file, the first one of a model in several.
+        encoder: of the level.
+        allow_requantize: blocks are read as floats and encoded again, with the error of both.
 
     Raises:
         SourceNotFoundError: there is no such file.
         GGUFError: it is broken, has text that is not UTF-8, is a projector where a text model is
             due or the other way round, or a later part of a split model.
-        QuantizationError: it is quantized already.
+        QuantizationError: it is quantized already, and `allow_requantize` is not set.
     """
     file = read_model(source)
     _check_kind(file, encoder)
-    _check_types(file)
+    if not allow_requantize:
+        _check_types(file)
     try:
         return plan_gguf(
             metadata=_metadata(file),
@@ -62,12 +71,19 @@ def _check_kind(file: GGUFFile, encoder: LevelEncoder) -> None:
         )
 
 
+def quantized_type(file: GGUFFile) -> str | None:
+    """Return the quantized type that holds the most bytes of a file, None where there is none."""
+    types = (name for name in file.type_histogram() if name not in (*_FLOATS, *_INTEGERS))
+    return next(types, None)
+
+
 def _check_types(file: GGUFFile) -> None:
     for tensor in file.tensors:
         if tensor.type not in _FLOATS and tensor.type not in _INTEGERS:
             raise QuantizationError(
                 f"`{file.path}` is quantized already: tensor `{tensor.name}` is {tensor.type}",
-                hint="quantize the F16 or BF16 file, or convert the checkpoint with --level",
+                hint="quantize the F16 or BF16 file, or convert the checkpoint with --level;"
+                " --allow-requantize encodes these values again, with the error of both",
             )
 
 
@@ -108,7 +124,9 @@ def _float_reader(
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
         raw = read_raw(start, stop)
-        if tensor.type == "BF16":
+        if tensor.type not in _FLOATS:
+            values = dequantize_rows(raw, tensor.type, row_length)
+        elif tensor.type == "BF16":
             values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
         else:
             dtype = "<f2" if tensor.type == "F16" else "<f4"

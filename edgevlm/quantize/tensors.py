@@ -14,10 +14,11 @@ from typing import cast
 from edgevlm_convert.encoder import TensorInfo
 
 from edgevlm.errors import QuantizationError
-from edgevlm.quantize.profile import Rule
+from edgevlm.quantize.profile import WEIGHT_TYPES, Rule
 
-# What can be quantized: tables of integers stay as they are.
 FLOATS = ("F32", "F16", "BF16")
+# What can be quantized, blocks that are encoded again too: tables of integers stay as they are.
+MATRIX_TYPES = frozenset(WEIGHT_TYPES)
 _BLOCK_NUMBER = re.compile(r"blk\.\s*([+-]?\d+)")
 
 # Part of the name -> role, the first that occurs wins.
@@ -141,7 +142,7 @@ def role_by_part(roles: Sequence[tuple[str, str]], name: str) -> str:
 def is_text_matrix(tensor: TensorInfo) -> bool:
     """Whether a text model's tensor is quantized at all."""
     return (
-        tensor.type in FLOATS
+        tensor.type in MATRIX_TYPES
         and n_dimensions(tensor.shape) in (2, 3)
         and tensor.name.endswith("weight")
         and tensor.name not in _KEPT_NAMES

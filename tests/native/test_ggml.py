@@ -45,6 +45,23 @@ def test_rows_come_back(name: str) -> None:
     assert error <= TOLERANCES[name]
 
 
+@pytest.mark.parametrize("name", [name for name in TOLERANCES if name[0] in "QI"])
+def test_blocks_are_read_as_gguf_py_reads_them(name: str) -> None:
+    data = ggml.quantize_rows(ROWS, name)
+    blocks = np.frombuffer(data, dtype=np.uint8).reshape(6, -1)
+    expected = dequantize(blocks, gguf.GGMLQuantizationType[name])
+    values = ggml.dequantize_rows(data, name, 512)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_blocks_that_cannot_be_read() -> None:
+    data = ggml.quantize_rows(ROWS, "Q8_0")
+    for n_bytes, type_, n_per_row in ((-1, "Q8_0", 512), (0, "Q8_0", 500), (0, "I32", 512)):
+        with pytest.raises(QuantizationError):
+            ggml.dequantize_rows(data[: len(data) + n_bytes], type_, n_per_row)
+
+
 def test_types_equal_the_ones_of_gguf_py() -> None:
     for kind, (block_size, block_n_bytes) in gguf.GGML_QUANT_SIZES.items():
         if kind.name == "Q8_1":  # gguf-py still has the size of an older layout, 40 bytes

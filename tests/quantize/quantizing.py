@@ -21,9 +21,14 @@ _FILE_TYPE_IDS = {name: id_ for id_, name in FILE_TYPES.items()}
 
 
 def quantize_file(
-    source: Path, target: Path, encoder: LevelEncoder, *, n_threads: int | None = None
+    source: Path,
+    target: Path,
+    encoder: LevelEncoder,
+    *,
+    n_threads: int | None = None,
+    allow_requantize: bool = False,
 ) -> GGUFPlan:
-    plan = plan_quantize(source, encoder)
+    plan = plan_quantize(source, encoder, allow_requantize=allow_requantize)
     write_gguf(plan, target, encoder=encoder, n_threads=n_threads)
     return plan
 
@@ -35,16 +40,18 @@ def llama_quantize(
     *,
     importance: Importance | None = None,
     overrides: Sequence[tuple[str, str]] = (),
+    allow_requantize: bool = False,
 ) -> bool:
     """Write what the field means by a level: with the installed llama.cpp's own quantizer.
 
     Returns:
-        Whether it did; it refuses what needs an importance matrix.
+        Whether it did; it refuses what needs an importance matrix, and a quantized source.
     """
     llama: Any = load_library().llama
     params = llama.llama_model_quantize_default_params()
     params.ftype = _FILE_TYPE_IDS[level]
     params.nthread = 2
+    params.allow_requantize = allow_requantize
     channels: Mapping[str, NDArray[np.float32]] = importance.channels if importance else {}
     entries = (_ImatrixData * (len(channels) + 1))()
     for entry, (name, values) in zip(entries, channels.items(), strict=False):
