@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,15 @@ DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 # What a user calls it -> how the backend registers itself.
 _BACKENDS = {"cuda": "CUDA", "metal": "MTL", "vulkan": "Vulkan"}
+# What to look at when a build with CUDA sees no card.
+UNSEEN_CARD = (
+    "`nvidia-smi` must list the card, its driver be as new as the CUDA of the build, and"
+    " CUDA_VISIBLE_DEVICES not hide it"
+)
+# ggml-cuda.cu, ggml-vulkan.cpp; then llama-model.cpp and ggml-alloc.c, which name the buffer.
+_CARD_IS_FULL = re.compile(
+    r"out of memory|OutOfDeviceMemory|(?:unable|failed) to allocate (?!CPU)\S+ buffer\b"
+)
 # Backends that llama-cpp-python can be built with, and their library's name.
 _GPU_LIBRARIES = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "opencl", "cann", "rpc")
 
@@ -117,12 +127,28 @@ def offload_handles(device: str) -> list[int] | None:
         raise ModelLoadError(f"device {device!r} is unknown", hint=f"use one of {known}")
     found = [handle for handle in _handles() if _describe(handle).backend == backend]
     if not found:
-        have = ", ".join(sorted({one.backend for one in devices()}))
-        raise ModelLoadError(
-            f"the installed llama-cpp-python has no {device} device (it has: {have})",
-            hint=f"use `--device auto`, or install a build of llama-cpp-python with {device}",
-        )
+        raise _no_device(device)
     return found
+
+
+def _no_device(device: str) -> ModelLoadError:
+    have = ", ".join(sorted({one.backend for one in devices()}))
+    if device in gpu_libraries():
+        return ModelLoadError(
+            f"llama-cpp-python is built with {device}, and sees no such device (it has: {have})",
+            hint=f"{UNSEEN_CARD}, or use `--device cpu`"
+            if device == "cuda"
+            else "check the card's driver, or use `--device cpu`",
+        )
+    return ModelLoadError(
+        f"the installed llama-cpp-python has no {device} device (it has: {have})",
+        hint=f"use `--device auto`, or install a build of llama-cpp-python with {device}",
+    )
+
+
+def lacks_card_memory(lines: Iterable[str]) -> bool:
+    """Return whether llama.cpp's error lines say that a card's memory ran out."""
+    return any(_CARD_IS_FULL.search(line) for line in lines)
 
 
 def gpu_libraries() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,8 @@ log = logging.getLogger("edgevlm.native")
 MIN_VERSION = (0, 3, 36)
 BELOW_VERSION = (0, 4)
 _INSTALL_HINT = "install it with `pip install 'llama-cpp-python>=0.3.36,<0.4'`"
+
+_REINSTALL = "reinstall it: `pip install --force-reinstall --no-cache-dir llama-cpp-python`"
 
 # enum ggml_log_level of ggml.h; 5 continues the previous line.
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
@@ -85,7 +88,7 @@ def load_library() -> Library:
     except (ImportError, OSError, RuntimeError) as error:
         raise ModelLoadError(
             f"llama-cpp-python {version} is installed, its libraries do not load: {error}",
-            hint="reinstall it: `pip install --force-reinstall --no-cache-dir llama-cpp-python`",
+            hint=_load_hint(str(error)),
         ) from error
     library = Library(llama=llama, mtmd=mtmd, ggml_base=ggml_base, ggml=ggml, version=version)
     # Without a handler of our own, `logging` would print warnings of the C code on stderr.
@@ -93,6 +96,20 @@ def load_library() -> Library:
     _route_logs(library)
     llama.llama_backend_init()
     return library
+
+
+def _load_hint(reason: str) -> str:
+    """Return what to do about a library that the loader did not find or could not use."""
+    if "libcuda.so" in reason:
+        return (
+            "it is built with CUDA and NVIDIA's driver is not here: install that, or " + _REINSTALL
+        )
+    if re.search(r"lib(cudart|cublas|cublasLt)\.so", reason):
+        return (
+            "it is built with CUDA, whose libraries are not found: add their folder to"
+            " LD_LIBRARY_PATH (such as /usr/local/cuda/lib64)"
+        )
+    return _REINSTALL
 
 
 def load_module(name: str) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import ModelLoadError
 from edgevlm.native import ggml
-from edgevlm.native.devices import offload_handles
+from edgevlm.native.devices import lacks_card_memory, offload_handles
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
 from edgevlm.native.vocabulary import tokenize
@@ -25,6 +25,7 @@ from edgevlm.native.vocabulary import tokenize
 _ROPE_WITH_SECTIONS = (8, 40)  # LLAMA_ROPE_TYPE_MROPE, LLAMA_ROPE_TYPE_IMROPE
 _N_POSITIONS_MROPE = 4
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_CARD_HINT = "the card is full: put fewer layers on it, `--gpu-layers N`, or use `--device cpu`"
 
 KVType = Literal["F16", "F32", "Q8_0"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -175,7 +176,9 @@ def open_text_model(path: Path, options: ModelOptions) -> Generator[TextModel]:
     def error() -> ModelLoadError:
         return ModelLoadError(
             f"llama.cpp cannot load `{path}`{because(lines)}",
-            hint="the file may be damaged, or its architecture newer than llama-cpp-python"
+            hint=_CARD_HINT
+            if lacks_card_memory(lines)
+            else "the file may be damaged, or its architecture newer than llama-cpp-python"
             f" {load_library().version}",
         )
 
@@ -378,7 +381,9 @@ def open_context(model: TextModel, options: ContextOptions) -> Generator[TextCon
     def error() -> ModelLoadError:
         return ModelLoadError(
             f"llama.cpp cannot make a context of {options.n_ctx} tokens{because(lines)}",
-            hint="try a smaller `--ctx`",
+            hint=f"try a smaller `--ctx`; {_CARD_HINT}"
+            if lacks_card_memory(lines)
+            else "try a smaller `--ctx`",
         )
 
     with owned(handle, c.llama_free, error=error) as context:

@@ -19,9 +19,11 @@ from edgevlm import __version__
 from edgevlm.errors import EdgeVLMError
 from edgevlm.files import human_bytes
 from edgevlm.native.devices import (
+    UNSEEN_CARD,
     Device,
     devices,
     ggml_version,
+    gpu_libraries,
     parse_system_info,
     system_info,
 )
@@ -106,9 +108,18 @@ def _listed(features: frozenset[str]) -> str:
     return ", ".join(sorted(features))
 
 
-def judge_devices(found: Sequence[Device], *, nvidia: bool, llama_version: str) -> Finding:
-    """Name the devices; an NVIDIA card that the build cannot use is a warning."""
+def judge_devices(
+    found: Sequence[Device], *, nvidia: bool, built_with: Sequence[str] = (), llama_version: str
+) -> Finding:
+    """Name the devices; an NVIDIA card that the build cannot use, or does not see, is a warning."""
     value = "; ".join(f"{one.name} ({one.description})" for one in found)
+    if "cuda" in built_with and not any(one.backend == "CUDA" for one in found):
+        return Finding(
+            name="devices",
+            state="warn",
+            value=f"{value}; llama.cpp is built with CUDA and sees no card",
+            advice=UNSEEN_CARD,
+        )
     if nvidia and not any(one.backend == "CUDA" for one in found):
         return Finding(
             name="devices",
@@ -256,7 +267,9 @@ def _judge_llama() -> list[Finding]:
             detail=line,
         ),
         judge_features(read_processor(), features, llama_version),
-        judge_devices(found, nvidia=nvidia, llama_version=llama_version),
+        judge_devices(
+            found, nvidia=nvidia, built_with=gpu_libraries(), llama_version=llama_version
+        ),
     ]
 
 

@@ -6,7 +6,13 @@ import pytest
 
 from edgevlm.errors import ModelLoadError
 from edgevlm.native import devices as module
-from edgevlm.native.devices import devices, ggml_version, gpu_libraries, offload_handles
+from edgevlm.native.devices import (
+    devices,
+    ggml_version,
+    gpu_libraries,
+    lacks_card_memory,
+    offload_handles,
+)
 
 
 def test_the_processor_is_always_there() -> None:
@@ -33,6 +39,35 @@ def test_a_device_that_the_build_lacks_is_an_error_that_says_what_it_has(
     with pytest.raises(ModelLoadError, match=r"has no vulkan device \(it has: CPU\)") as error:
         offload_handles("vulkan")
     assert "--device auto" in error.value.hint
+
+
+def test_a_card_that_a_build_with_cuda_does_not_see_is_said_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "gpu_libraries", lambda: ("cuda",))
+    monkeypatch.setattr(module, "_handles", list[int])
+    with pytest.raises(ModelLoadError, match=r"is built with cuda, and sees no such") as error:
+        offload_handles("cuda")
+    assert "CUDA_VISIBLE_DEVICES" in error.value.hint
+    assert "install" not in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "is_full"),
+    [
+        (
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 3281.64 MiB on device 0:"
+            " cudaMalloc failed: out of memory",
+            True,
+        ),
+        ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", True),
+        ("alloc_tensor_range: failed to allocate Vulkan0 buffer of size 3441033216", True),
+        ("alloc_tensor_range: failed to allocate CPU buffer of size 3441033216", False),
+        ("llama_model_load: error loading model: unknown model architecture: 'x'", False),
+    ],
+)
+def test_a_full_card_is_told_from_other_faults(line: str, is_full: bool) -> None:
+    assert lacks_card_memory([line]) is is_full
 
 
 def test_an_unknown_device_is_an_error_that_names_the_known() -> None:

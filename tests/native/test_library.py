@@ -31,6 +31,28 @@ def test_untested_versions_are_refused(version: str) -> None:
     assert "pip install" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("missing", "what_to_do"),
+    [
+        ("libcuda.so.1", "NVIDIA's driver"),
+        ("libcudart.so.13", "LD_LIBRARY_PATH"),
+        ("libcublas.so.12", "LD_LIBRARY_PATH"),
+        ("libgomp.so.1", "reinstall it"),
+    ],
+)
+def test_a_library_that_is_missing_says_what_to_install(
+    missing: str, what_to_do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(name: str) -> None:
+        reason = f"{missing}: cannot open shared object file: No such file or directory"
+        raise RuntimeError(f"Failed to load shared library 'libllama.so': {reason}")
+
+    monkeypatch.setattr(library, "_low_level", fails)
+    with pytest.raises(ModelLoadError, match=missing) as caught:
+        library.load_library.__wrapped__()
+    assert what_to_do in caught.value.hint
+
+
 def test_loading_leaves_the_high_level_package_alone() -> None:
     code = """
 import sys

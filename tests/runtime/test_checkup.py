@@ -86,6 +86,15 @@ def test_an_idle_nvidia_card_is_named() -> None:
     assert judge_devices([cpu], nvidia=False, llama_version=VERSION).state == "ok"
 
 
+def test_a_card_that_cuda_does_not_see_is_not_taken_for_a_build_without_cuda() -> None:
+    cpu = device("CPU", "CPU")
+    found = judge_devices([cpu], nvidia=True, built_with=("cuda",), llama_version=VERSION)
+    assert found.state == "warn"
+    assert "is built with CUDA and sees no card" in found.value
+    assert "nvidia-smi" in found.advice
+    assert "pip install" not in found.advice
+
+
 @pytest.mark.parametrize(
     ("quota", "state", "threads"), [(None, "ok", ""), (4.0, "ok", ""), (1.5, "warn", "1")]
 )
