@@ -44,6 +44,7 @@ from edgevlm.runtime.granite4_projector import n_tiles as n_granite4_tiles
 from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
+from edgevlm.runtime.mlp_projector import read_canvas
 from edgevlm.runtime.repacked import repacked_n_bytes
 from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.text_memory import (
@@ -191,9 +192,9 @@ def _vision_compute(
     if any(numbers(mmproj, "clip.vision.n_wa_pattern")) or _projector_type(mmproj) == _MINICPM:
         mask = n_patches**2 * F32_BYTES
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
-    n_copies = _EMBEDDING_COPIES + image.n_waiting
+    n_copies = _EMBEDDING_COPIES + image.n_waiting + image.n_joined
     embeddings = n_copies * sizes.input * n_patches // merged
-    is_cut_here = _projector_type(mmproj) in ("internvl", "lfm2", _MINICPM)
+    is_cut_here = image.n_joined or _projector_type(mmproj) in ("internvl", "lfm2", _MINICPM)
     waiting_bytes = _CANVAS_PIXEL_BYTES if is_cut_here else _TILE_PIXEL_BYTES
     n_source = max((width * height for width, height in image_sizes), default=0)
     return (
@@ -213,11 +214,13 @@ class _Encodes:
         n_patches: of one encode.
         n_pixels: of one encode.
         n_waiting: encodes besides that one.
+        n_joined: encodes that are copied once more when all are there.
     """
 
     n_patches: int
     n_pixels: int
     n_waiting: int = 0
+    n_joined: int = 0
 
 
 def _largest_image(
@@ -232,6 +235,8 @@ def _largest_image(
         return _Encodes(n_patches=n_encodes * n_patches, n_pixels=n_encodes * side * side)
     if _projector_type(mmproj) == _MINICPM:
         return _largest_slices(mmproj, n_ctx, image_sizes)
+    if joined := _joined_tiles(mmproj, image_sizes):
+        return joined
     limits = _limits(mmproj)
     n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
     if limits is None or n_tiles:
@@ -263,6 +268,21 @@ def _largest_slices(
         n_patches=n_pixels // _patch(mmproj) ** 2,
         n_pixels=n_pixels,
         n_waiting=max(0, min(n_waiting, n_most - 1)),
+    )
+
+
+def _joined_tiles(mmproj: GGUFFile, image_sizes: Sequence[tuple[int, int]]) -> _Encodes | None:
+    """Return the tiles of LLaVA-NeXT's image of most of them; None of another projector."""
+    canvas = read_canvas(mmproj) if _projector_type(mmproj) == "mlp" else None
+    if canvas is None:
+        return None
+    n_tiles = max(math.prod(canvas.grid(*size)) for size in image_sizes)
+    return _Encodes(
+        n_patches=canvas.cells**2,
+        n_pixels=canvas.side**2,
+        n_waiting=n_tiles,
+        # As pieces of one picture, then with the ends of its rows.
+        n_joined=2 * (1 + n_tiles),
     )
 
 

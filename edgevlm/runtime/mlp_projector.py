@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
-from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
+from edgevlm.runtime.anyres_canvas import AnyresCanvas
+from edgevlm.runtime.header import numbers
+from edgevlm.runtime.projector_shapes import (
+    HINT,
+    VISION,
+    blocks,
+    check_shapes,
+    number,
+    read_vector,
+)
 
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
+# Of the vector that ends a row: llama.cpp's name, and that of its first converters.
+_NEWLINES = ("v.image_newline", "model.image_newline")
+_MAX_TILES = 144
 
 
-def check_mlp(file: GGUFFile) -> None:
+def check_mlp(file: GGUFFile) -> AnyresCanvas | None:
     """Check the tensors of a projector of type `mlp`, whose header's numbers are positive.
+
+    Returns:
+        How its images are cut, None where they are not.
 
     Raises:
         GGUFError: one is missing or has another shape than the header says.
@@ -44,7 +59,40 @@ def check_mlp(file: GGUFFile) -> None:
     if "mm.3.weight" not in shapes:
         wanted["mm.2.weight"] = (n_out, shapes.get("mm.0.weight", (0,))[0])
         wanted["mm.2.bias"] = (n_out,)
+    wanted |= {name: (n_out,) for name in _NEWLINES if name in shapes}
     check_shapes(file, wanted)
+    return read_canvas(file)
+
+
+def read_canvas(file: GGUFFile) -> AnyresCanvas | None:
+    """Return how LLaVA-NeXT's images are cut, None for a projector of whole images.
+
+    Raises:
+        GGUFError: grids that are none.
+    """
+    sizes = numbers(file, f"{VISION}image_grid_pinpoints")
+    names = {tensor.name for tensor in file.tensors}
+    newline = next((name for name in _NEWLINES if name in names), None)
+    side, patch = number(file, "image_size"), number(file, "patch_size")
+    if not sizes or not side or not patch:
+        return None
+    grids = tuple(
+        (width // side, height // side)
+        for width, height in zip(sizes[::2], sizes[1::2], strict=False)
+    )
+    if (
+        len(sizes) % 2
+        or any(size <= 0 or size % side for size in sizes)
+        or any(columns * rows > _MAX_TILES for columns, rows in grids)
+    ):
+        raise GGUFError(
+            f"`{file.path}` scales images into {sizes[:8]} pixels, in tiles of {side}", hint=HINT
+        )
+    if newline is None:
+        return None
+    return AnyresCanvas(
+        side=side, cells=side // patch, grids=grids, newline=read_vector(file, newline)
+    )
 
 
 def _n_states(file: GGUFFile) -> int:

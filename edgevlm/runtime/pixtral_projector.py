@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
-from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
+from edgevlm.runtime.projector_shapes import (
+    HINT,
+    VISION,
+    blocks,
+    check_shapes,
+    number,
+    read_vector,
+)
 
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
 _MAX_MERGED = 16
@@ -53,13 +60,4 @@ def check_pixtral(file: GGUFFile) -> bytes:
         wanted["mm.input_norm.weight"] = (width,)
         wanted["mm.patch_merger.weight"] = (width, width * n_merged**2)
     check_shapes(file, wanted)
-    return _row_end(file)
-
-
-def _row_end(file: GGUFFile) -> bytes:
-    tensor = next(tensor for tensor in file.tensors if tensor.name == _ROW_END)
-    if tensor.type != "F32":
-        raise GGUFError(f"`{file.path}` holds `{_ROW_END}` as {tensor.type}, not F32", hint=HINT)
-    with tensor.path.open("rb") as stream:
-        stream.seek(tensor.offset)
-        return stream.read(tensor.n_bytes)
+    return read_vector(file, _ROW_END)

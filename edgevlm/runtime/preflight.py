@@ -164,7 +164,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind == "qwen2.5vl_merger":
         _check_windows(file)
     if kind == "mlp":
-        check_mlp(file)
+        span = replace(span, canvas=check_mlp(file))
     _check_pair(path, file, text)
     _check_runtime_tokens(text, span)
     if kind == "pixtral":

@@ -50,3 +50,21 @@ def number(file: GGUFFile, key: str) -> int:
     entry = file.metadata.get(f"{VISION}{key}")
     value = entry.value if entry is not None and not entry.is_array else 0
     return value if isinstance(value, int) else 0
+
+
+def read_vector(file: GGUFFile, name: str) -> bytes:
+    """Return the float32 values of a tensor that the engine itself needs.
+
+    Args:
+        file: the projector's, which has it.
+        name: of the tensor.
+
+    Raises:
+        GGUFError: it is of another type.
+    """
+    tensor = next(tensor for tensor in file.tensors if tensor.name == name)
+    if tensor.type != "F32":
+        raise GGUFError(f"`{file.path}` holds `{name}` as {tensor.type}, not F32", hint=HINT)
+    with tensor.path.open("rb") as stream:
+        stream.seek(tensor.offset)
+        return stream.read(tensor.n_bytes)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import PromptError
 from edgevlm.native.projector import TextPart
+from edgevlm.runtime.anyres_canvas import AnyresCanvas
 from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.template import BoundedTemplate
 from edgevlm.runtime.tile_canvas import Canvas
@@ -84,7 +85,7 @@ class ImageSpan:
     around: tuple[str, str] = ("", "")
     n_whole: int = 0
     row_end: bytes = b""
-    canvas: Canvas | SliceCanvas | None = None
+    canvas: Canvas | SliceCanvas | AnyresCanvas | None = None
 
 
 _QWEN = ImageSpan(

@@ -73,12 +73,12 @@ class SliceCanvas:
             pixels: RGB uint8 [height, width, 3].
         """
         height, width, _ = pixels.shape
-        whole = _resized(pixels, *self.whole_size(width, height))
+        whole = resized(pixels, *self.whole_size(width, height))
         columns, rows = self.grid(width, height)
         if not columns:
             return [whole]
         wide, high = self.slice_size(width, height)
-        large = _resized(pixels, columns * wide, rows * high)
+        large = resized(pixels, columns * wide, rows * high)
         return [
             whole,
             *(
@@ -102,7 +102,8 @@ def _divisible(length: int, divisor: int) -> int:
     return max(round(length / divisor) * divisor, divisor)
 
 
-def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
+def resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Return an image, RGB uint8 [height, width, 3], in another size; bicubic, by Pillow."""
     if pixels.shape[:2] == (height, width):
         return pixels
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)

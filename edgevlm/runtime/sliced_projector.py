@@ -22,6 +22,8 @@ from edgevlm.native.projector import (
     TextChunk,
     TextPart,
 )
+from edgevlm.runtime.anyres_canvas import AnyresCanvas
+from edgevlm.runtime.anyres_projector import AnyresProjector
 from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.tile_canvas import Canvas
 from edgevlm.runtime.tiled_projector import ImageEncoder, TiledProjector, joined_inputs
@@ -114,11 +116,13 @@ def _merged(chunks: Chunks) -> Chunks:
 
 
 def with_canvas(
-    projector: Projector | None, canvas: Canvas | SliceCanvas | None
+    projector: Projector | None, canvas: Canvas | SliceCanvas | AnyresCanvas | None
 ) -> ImageEncoder | None:
     """Return a projector that gets pieces of images where its images want to be cut."""
     if projector is None or canvas is None:
         return projector
     if isinstance(canvas, SliceCanvas):
         return SlicedProjector(projector, canvas)
+    if isinstance(canvas, AnyresCanvas):
+        return AnyresProjector(projector, canvas)
     return TiledProjector(projector, canvas)

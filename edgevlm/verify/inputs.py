@@ -69,11 +69,12 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "qwen3_5_moe": _qwen,
         "idefics3": _tiles,
         "llava": _llava,
+        "llava_next": _anyres,
         "lfm2_vl": _lfm2,
         "minicpmv4_6": _minicpm,
         "gemma3": _gemma,
         "internvl": _internvl,
-        "granite4_vision": _granite4,
+        "granite4_vision": _anyres,
         "janus": _janus,
         "deepseek_vl": _janus,
         "pixtral": _pixtral,
@@ -240,18 +241,28 @@ def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
     return Inputs(prepare=prepare, image_token=_image_token(config))
 
 
-def _granite4(folder: Path, checkpoint: Checkpoint) -> Inputs:
+def _anyres(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """LLaVA-NeXT, Granite 4 Vision: the whole image, then tiles that are joined to one picture."""
     config = checkpoint.config
+    kind = config.text("model_type", default="llava_next")
+    is_granite = kind == "granite4_vision"
+    make = getattr(
+        _module(f"{kind}.processing_{kind}"),
+        f"{'Granite4Vision' if is_granite else 'LlavaNext'}Processor",
+    )
     images_of = _module("llava_next.image_processing_pil_llava_next").LlavaNextImageProcessorPil
     tokenizer = _tokenizer(folder)
+    strategy = config.text("vision_feature_select_strategy", default="default")
     vision = config.section("vision_config")
-    processor = _module("granite4_vision.processing_granite4_vision").Granite4VisionProcessor(
+    processor = make(
         image_processor=images_of.from_pretrained(folder),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
         patch_size=vision.integer("patch_size", low=1, high=8192, default=16),
-        vision_feature_select_strategy="full",
-        downsample_rate=config.text("downsample_rate"),
+        vision_feature_select_strategy=strategy,
+        # CLIP's class token is taken away again by the strategy.
+        num_additional_image_tokens=int(strategy == "default"),
+        **({"downsample_rate": config.text("downsample_rate")} if is_granite else {}),
     )
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
@@ -260,7 +271,7 @@ def _granite4(folder: Path, checkpoint: Checkpoint) -> Inputs:
         keys = ("pixel_values", "image_sizes") if images else ()
         return made["input_ids"][0].tolist(), {key: made[key] for key in keys}
 
-    return Inputs(prepare=prepare, image_token=_image_token(config), stacks_tiles=True)
+    return Inputs(prepare=prepare, image_token=_image_token(config), stacks_tiles=is_granite)
 
 
 def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:

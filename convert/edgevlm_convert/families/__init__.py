@@ -12,6 +12,7 @@ from edgevlm_convert.families.internvl import FAMILY as INTERNVL
 from edgevlm_convert.families.janus import FAMILY as JANUS
 from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
 from edgevlm_convert.families.llava import FAMILY as LLAVA
+from edgevlm_convert.families.llava_next import FAMILY as LLAVA_NEXT
 from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
@@ -34,6 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA3,
     IDEFICS3,
     LLAVA,
+    LLAVA_NEXT,
     PIXTRAL,
     MISTRAL3,
     INTERNVL,

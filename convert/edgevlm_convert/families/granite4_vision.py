@@ -8,14 +8,13 @@ tools/mtmd/models/granite4-vision.cpp, its tiles from tools/mtmd/mtmd-image.cpp
 
 from __future__ import annotations
 
-from typing import cast
-
-from edgevlm_convert.config import MAX_WIDTH, Section
+from edgevlm_convert.config import MAX_WIDTH
 from edgevlm_convert.family import Family, Part, Projector, Source
 from edgevlm_convert.metadata import array, boolean, f32, string, u32
 from edgevlm_convert.prefixes import Prefixes
 from edgevlm_convert.rules import Rename, Rule
 from edgevlm_convert.text.granite import GRANITE
+from edgevlm_convert.towers.anyres import read_grids
 from edgevlm_convert.towers.granite4 import (
     read_qformer,
     read_streams,
@@ -37,7 +36,6 @@ _PROJECTOR_TYPE = "granite4_vision"
 _BICUBIC = 3
 # Of the projectors' first norms; the graph gives them that of the tower.
 _EPSILON = 1e-6
-_MAX_GRIDS, _MAX_SIDE = 256, 1 << 15
 
 
 def build_vision(source: Source) -> Part:
@@ -74,7 +72,9 @@ def build_vision(source: Source) -> Part:
             "clip.vision.projector.spatial_offsets": array(
                 "INT32", [stream.offset for stream in streams]
             ),
-            "clip.vision.image_grid_pinpoints": array("INT32", _read_grids(config, sizes)),
+            "clip.vision.image_grid_pinpoints": array(
+                "INT32", read_grids(config, sizes.image_size)
+            ),
         },
     )
 
@@ -93,25 +93,6 @@ def _projector_rules(source: Source, sizes: TowerSizes) -> list[Rule]:
         )
     n_spatial = sum(stream.offset >= 0 for stream in streams)
     return rules + unused_rules(prefix, n_spatial, sizes, windows)
-
-
-def _read_grids(config: Section, sizes: TowerSizes) -> list[int]:
-    """Return the widths and heights that images are scaled into, one after the other."""
-    key, side = "image_grid_pinpoints", sizes.image_size
-    expected = f"heights and widths in whole tiles of {side} pixels"
-    found = config.raw(key)
-    if not isinstance(found, list) or not 0 < len(cast(list[object], found)) <= _MAX_GRIDS:
-        config.fail(key, expected)
-    flat: list[int] = []
-    for entry in cast(list[object], found):
-        numbers = cast(list[object], entry) if isinstance(entry, list) else []
-        if len(numbers) != 2:
-            config.fail(key, expected)
-        for number in reversed(numbers):
-            if type(number) is not int or not 0 < number <= _MAX_SIDE or number % side:
-                config.fail(key, expected)
-            flat.append(number)
-    return flat
 
 
 FAMILY = Family(

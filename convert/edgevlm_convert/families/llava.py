@@ -43,7 +43,21 @@ def build_vision(source: Source) -> Part:
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
     """
-    is_clip = source.vision.text("model_type", default=_CLIP) == _CLIP
+    losses = _image_losses(source.preprocessor, is_clip=_is_clip(source))
+    return replace(build_tower(source), losses=losses)
+
+
+def _is_clip(source: Source) -> bool:
+    return source.vision.text("model_type", default=_CLIP) == _CLIP
+
+
+def build_tower(source: Source) -> Part:
+    """Return rules and metadata of tower and projector, whatever images they get.
+
+    Raises:
+        CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
+    """
+    is_clip = _is_clip(source)
     vision = source.vision.with_defaults(CLIP_DEFAULTS if is_clip else SIGLIP_DEFAULTS)
     prefix, sizes = source.prefixes.vision, read_vit(vision)
     layers = _feature_layers(source.config, sizes.n_layers)
@@ -72,7 +86,6 @@ def build_vision(source: Source) -> Part:
             **activation_metadata(vision),
             **tower.metadata,
         },
-        losses=_image_losses(source.preprocessor, is_clip=is_clip),
     )
 
 
