@@ -108,6 +108,8 @@ def chat(
         from edgevlm.cli import console
         from edgevlm.cli.conversation import Conversation
         from edgevlm.cli.talk import Talk
+        from edgevlm.native.devices import gpu_libraries
+        from edgevlm.runtime.card_fit import place
         from edgevlm.runtime.layout import no_projector
         from edgevlm.runtime.memory import check_memory
 
@@ -127,16 +129,22 @@ def chat(
             raise no_projector(f"`{found.name}`")
         # Without an image there is nothing for a projector to do; one that was named is opened.
         projector = found.mmproj if names or mmproj or is_talk else None
-        check_memory(
+        check = check_memory(
             found.text,
             projector,
             n_ctx=ctx,
             kv_type=options.kv_type_of(kv_type),
             flash_attention=flash_attention,
             device=device,
+            gpu_layers=gpu_layers,
             image_sizes=[(one.pixels.shape[1], one.pixels.shape[0]) for one in pictures],
             override=yes,
+            # This process needs nothing on the card.
+            found=ahead.devices() if device != "cpu" and gpu_libraries() else (),
         )
+        placed = place(check.fit, device, gpu_layers)
+        if placed.note:
+            console.note(placed.note, quiet=quiet)
         started = perf_counter()
         worker = stack.enter_context(
             open_worker(
@@ -144,8 +152,8 @@ def chat(
                 mmproj=projector,
                 n_ctx=ctx,
                 n_threads=threads,
-                device=device,
-                gpu_layers=gpu_layers,
+                device=placed.device,
+                gpu_layers=placed.gpu_layers,
                 kv_type=options.kv_type_of(kv_type),
                 flash_attention=flash_attention,
                 chat_template=chat_template,

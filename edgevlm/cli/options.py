@@ -162,7 +162,7 @@ GpuLayersOption = Annotated[
     typer.Option(
         "--gpu-layers",
         min=0,
-        help="Layers on the GPU (default: all that has one).",
+        help="Layers on the GPU (default: all that have room there).",
         show_default=False,
     ),
 ]

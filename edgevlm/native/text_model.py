@@ -37,7 +37,7 @@ class ModelOptions:
 
     Attributes:
         device: "auto", "cpu", "cuda", "metal" or "vulkan".
-        n_gpu_layers: layers on the GPU; None for all that fit where there is one.
+        n_gpu_layers: layers on the GPU, the output counted as one; None for all.
     """
 
     device: str = "auto"

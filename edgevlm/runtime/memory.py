@@ -13,8 +13,9 @@ from edgevlm.files import human_bytes
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.model_dir import open_model_dir
-from edgevlm.native.devices import devices, gpu_libraries
+from edgevlm.native.devices import Device, devices, gpu_libraries
 from edgevlm.native.system import Memory, read_memory, read_processor
+from edgevlm.runtime.card_fit import CardFit, fit_layers, own_memory, place
 from edgevlm.runtime.footprint import DEFAULT_N_CTX, Footprint, predict_footprint
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ class MemoryCheck:
         footprint: the prediction.
         memory: of the machine, now.
         gpu_free_n_bytes: free memory of cards that may take layers, 0 without one.
+        fit: how much of the model has room on the cards; None without one, or where the user
+            said how many layers go there.
     """
 
     footprint: Footprint
     memory: Memory
     gpu_free_n_bytes: int
+    fit: CardFit | None = None
 
     @property
     def available_n_bytes(self) -> int:
@@ -64,15 +68,16 @@ def check_memory(
     kv_type: KVType = "F16",
     flash_attention: FlashAttention = "auto",
     device: str = "auto",
+    gpu_layers: int | None = None,
     image_sizes: Sequence[tuple[int, int]] = (),
     override: bool = False,
     memory: Memory | None = None,
+    found: Sequence[Device] | None = None,
 ) -> MemoryCheck:
     """Predict the memory of a chat from the files' headers, and refuse what does not fit.
 
     Reads headers and the system's own numbers, in milliseconds; llama.cpp is loaded only where a
-    GPU backend is installed, to ask the cards. Memory of a card of its own counts as available:
-    which layers go there is llama.cpp's choice.
+    GPU backend is installed, to ask the cards. Memory of a card of its own counts as available.
 
     Args:
         text: the text model's GGUF file; its folder is searched for a level that would fit.
@@ -81,9 +86,12 @@ def check_memory(
         kv_type: tensor type of the KV cache.
         flash_attention: as `open_vlm` takes it; "auto" is on.
         device: as `open_vlm` takes it.
+        gpu_layers: as `open_vlm` takes it.
         image_sizes: (width, height) in pixels of the images that are known already.
         override: do not refuse (`--yes`).
         memory: what the machine has; None reads it.
+        found: the devices, where somebody else has asked: to ask CUDA takes some of the card's
+            memory for as long as the process lives. None asks.
 
     Raises:
         ModelLoadError: it does not fit; the hint names the level or the `--ctx` that would.
@@ -100,10 +108,16 @@ def check_memory(
         image_sizes=image_sizes,
         features=read_processor().features,
     )
+    need = predict(file, n_ctx=_context_length(file, n_ctx))
+    cards = _cards(device, found)
+    fit = fit_layers(file, need, cards) if cards and gpu_layers is None else None
+    if place(fit, device, gpu_layers).device == "cpu":
+        cards = ()
     check = MemoryCheck(
-        footprint=predict(file, n_ctx=_context_length(file, n_ctx)),
+        footprint=need,
         memory=memory if memory is not None else read_memory(),
-        gpu_free_n_bytes=_gpu_free(device),
+        gpu_free_n_bytes=_gpu_free(cards, need, gpu_layers),
+        fit=fit,
     )
     if not check.fits and not override:
         raise _too_large(file, check, predict, levels=_other_levels(file))
@@ -118,10 +132,16 @@ def _context_length(file: GGUFFile, asked: int | None) -> int:
     return min(wanted, own) if isinstance(own, int) and own > 0 else wanted
 
 
-def _gpu_free(device: str) -> int:
+def _cards(device: str, found: Sequence[Device] | None) -> tuple[Device, ...]:
     if device == "cpu" or not gpu_libraries():
-        return 0
-    return sum(one.free_n_bytes for one in devices() if one.kind == "gpu")
+        return ()
+    return own_memory(devices() if found is None else found)
+
+
+def _gpu_free(cards: Sequence[Device], need: Footprint, gpu_layers: int | None) -> int:
+    free = sum(one.free_n_bytes for one in cards)
+    # Without layers the card still takes the projector.
+    return min(free, need.mmproj + need.vision_compute) if gpu_layers == 0 else free
 
 
 def _too_large(

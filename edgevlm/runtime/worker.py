@@ -28,6 +28,7 @@ from edgevlm.runtime import wire
 from edgevlm.runtime.wire import Frame
 
 if TYPE_CHECKING:
+    from edgevlm.native.devices import Device
     from edgevlm.native.text_model import FlashAttention, KVType
     from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost
     from edgevlm.runtime.layout import Pixels
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 COMMAND = (sys.executable, "-P", "-m", "edgevlm.runtime.worker_process")
 # What each request does, for the error that ends it.
 _DOING = {
+    "devices": "looking for devices",
     "open": "loading the model",
     "count_visual_tokens": "counting visual tokens",
     "generate": "answering",
@@ -176,6 +178,12 @@ class Worker:
     def pid(self) -> int | None:
         """The worker's process id, None while none runs."""
         return self._process.pid if self._process is not None else None
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices that llama.cpp sees, before a model is loaded."""
+        from edgevlm.native.devices import Device
+
+        return tuple(Device(**one) for one in self._ask("devices", {})["value"])
 
     def count_visual_tokens(self, width: int, height: int) -> int:
         """Return how many tokens an image of this size costs; nothing is encoded."""

@@ -102,11 +102,16 @@ def main() -> None:
 
 def _serve(inbox: _Inbox, outbox: _Outbox) -> None:
     # Before the first request: this may run while the parent finds out what to load.
+    from edgevlm.native.devices import devices
     from edgevlm.native.library import load_library
     from edgevlm.runtime.vlm import open_vlm
 
     load_library()
-    options = inbox.next().values
+    request = inbox.next()
+    while request.kind == "devices":
+        outbox.send("result", value=[asdict(one) for one in devices()])
+        request = inbox.next()
+    options = request.values
     _log_to_stderr(options.pop("log_level"))
     model = _path(options.pop("model"))
     mmproj = options.pop("mmproj")

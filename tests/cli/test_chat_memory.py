@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgevlm.cli.app import main
+from edgevlm.gguf_file import read_gguf
+from edgevlm.native.devices import Device
 from edgevlm.native.system import Memory
 from edgevlm.runtime import memory as memory_module
+from edgevlm.runtime.footprint import predict_footprint
+from edgevlm.runtime.worker import Worker
 
 
 @pytest.fixture
@@ -46,6 +51,38 @@ def test_what_does_not_fit_is_refused_with_what_would(
 def test_yes_tries_it_anyway(shapes_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask(shapes_dir / "shapes-F16.gguf", "--yes") == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_a_small_card_takes_the_layers_it_has_room_for(
+    shapes_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = read_gguf(shapes_dir / "shapes-F16.gguf")
+    compute = predict_footprint(file, None, n_ctx=2048).text_compute
+    card = Device(
+        name="CUDA0",
+        description="a card",
+        backend="CUDA",
+        kind="gpu",
+        total_n_bytes=1 << 30,
+        free_n_bytes=(512 << 20) + compute + 5_000_000,
+    )
+    opened: list[dict[str, Any]] = []
+    open_model = Worker.open
+
+    def note_and_open(self: Worker, options: dict[str, Any]) -> None:
+        opened.append(options)
+        open_model(self, options)
+
+    monkeypatch.setattr(Worker, "open", note_and_open)
+    monkeypatch.setattr(Worker, "devices", lambda self: (card,))  # type: ignore[misc]
+    monkeypatch.setattr("edgevlm.native.devices.gpu_libraries", lambda: ("cuda",))
+    monkeypatch.setattr(memory_module, "gpu_libraries", lambda: ("cuda",))
+    assert ask(shapes_dir / "shapes-F16.gguf") == 0
+    assert 0 < opened[0]["gpu_layers"] < 5
+    assert f"{opened[0]['gpu_layers']} of 5 layers have room" in capsys.readouterr().err
+    assert ask(shapes_dir / "shapes-F16.gguf", "--gpu-layers", "4") == 0
+    assert opened[1]["gpu_layers"] == 4
+    assert "have room" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [("--kv-type", "q8_0"), ("--flash-attention", "off")])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from edgevlm.errors import ContextOverflowError, EdgeVLMError, ModelLoadError, SourceNotFoundError
+from edgevlm.native.devices import devices
 from edgevlm.runtime import worker
 from edgevlm.runtime.answer import ImageCost
 from edgevlm.runtime.layout import Pixels
@@ -270,6 +271,7 @@ def test_no_zombie_is_left(files: dict[str, Any]) -> None:
 def test_started_ahead(files: dict[str, Any]) -> None:
     with start_worker() as ahead:
         pid = ahead.pid
+        assert ahead.devices() == devices()
         with open_worker(**files, started=ahead) as running:
             assert running is ahead
             assert running.pid == pid
