@@ -46,6 +46,21 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     )
 
 
+def first_shard(path: Path) -> Path:
+    """Return the first file of the model that `path`, a later one, is a part of.
+
+    Raises:
+        GGUFError: it is missing.
+    """
+    first = shard_paths(path)[0]
+    if not first.exists():
+        raise GGUFError(
+            f"`{path}` is a part of a model, and `{first.name}` is missing",
+            hint="copy or download it into the folder of the others",
+        )
+    return first
+
+
 def read_model(path: Path) -> GGUFFile:
     """Read the header of a model; of a split one, the tensors of all files.
 

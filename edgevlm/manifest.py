@@ -59,7 +59,8 @@ class FileEntry(_Record):
     """One GGUF model of the model directory, as it was written.
 
     Of a model in several files `parts` has each; name, mtime and hash are the first one's. `mmproj`
-    names the projector that a text model was made with.
+    names the projector that a text model was made with; `requantized_from` the type of the blocks
+    that a level was made from, where it was not made from floats.
     """
 
     name: PlainName
@@ -74,6 +75,7 @@ class FileEntry(_Record):
     parts: list[PartEntry] = Field(default_factory=list[PartEntry])
     mmproj: PlainName | None = None
     imatrix: ImatrixRecord | None = None
+    requantized_from: str | None = None
 
     def files(self) -> list[tuple[str, int, int]]:
         """Return name, size and mtime of every file."""

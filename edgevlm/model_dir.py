@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.errors import GGUFError, SourceNotFoundError
-from edgevlm.gguf_shards import read_model, shard_number, shard_paths
+from edgevlm.gguf_shards import first_shard, read_model, shard_number
 from edgevlm.manifest import FileEntry, Manifest, Role, read_manifest
 
 FLOAT_LEVELS = ("F32", "BF16", "F16")
@@ -93,7 +93,7 @@ def open_model_dir(folder: Path) -> ModelDir:
         try:
             if shard_number(path.name) > 1:
                 if shard_number(path.name) == 2:
-                    _check_first(path)
+                    first_shard(path)
                 continue
             if not path.exists():
                 raise GGUFError(
@@ -120,16 +120,6 @@ def open_model_dir(folder: Path) -> ModelDir:
         files=tuple(newest_first),
         skipped=tuple(f"left out: {error.message}" for error in broken),
     )
-
-
-def _check_first(path: Path) -> None:
-    """Check that the second file of a split model stands beside the first one."""
-    first = shard_paths(path)[0]
-    if not first.exists():
-        raise GGUFError(
-            f"`{path}` is a part of a model, and `{first.name}` is missing",
-            hint="copy or download it into the folder of the others",
-        )
 
 
 def _known_file(path: Path, entry: FileEntry) -> ModelFile:

@@ -48,6 +48,7 @@ class FilePlan:
         encoder: that the plan was made with.
         imatrix: record of the importance matrix that the encoder has, None for none.
         max_bytes: of tensors in one file; None: all in one.
+        requantized_from: type of the blocks that it is made from; None: from floats.
     """
 
     name: str
@@ -58,6 +59,7 @@ class FilePlan:
     encoder: TensorEncoder | None
     imatrix: ImatrixRecord | None = None
     max_bytes: int | None = None
+    requantized_from: str | None = None
 
     def parts(self) -> dict[str, GGUFPlan]:
         """Return the plan of every file by its final name, in order.
@@ -220,7 +222,9 @@ def _finish(file: FilePlan, name: str, temporary: Path, hashes: Sequence[Future[
         profile=file.profile,
         sha256=sha256,
     )
-    return entry.model_copy(update={"imatrix": file.imatrix})
+    return entry.model_copy(
+        update={"imatrix": file.imatrix, "requantized_from": file.requantized_from}
+    )
 
 
 def write_manifest(output: WriteTogether, manifest: Manifest) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.build.convert import Built, plan_files, tool_versions
+from edgevlm.build.level_source import projector_source, text_source
 from edgevlm.build.output import (
     FilePlan,
     file_name,
@@ -17,11 +18,11 @@ from edgevlm.build.output import (
     write_manifest,
     write_models,
 )
-from edgevlm.build.source import recipe_of
-from edgevlm.errors import QuantizationError
+from edgevlm.build.source import Recipe
+from edgevlm.ggml_types import FILE_TYPES
 from edgevlm.gguf_shards import model_stem
 from edgevlm.manifest import LedgerRecord, Manifest, Source, read_manifest
-from edgevlm.model_dir import FLOAT_LEVELS, ModelDir, ModelFile
+from edgevlm.model_dir import ModelDir
 from edgevlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ class QuantizePlan:
         files: the files to write.
         kept: names of files that are there already and stay.
         sources: what is read: 16-bit files, or the checkpoint in one pass.
+        notes: what the user should know about the choice, a sentence each.
     """
 
     folder: Path
     files: tuple[FilePlan, ...]
     kept: tuple[str, ...]
     sources: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def plan_quantization(
@@ -55,6 +58,7 @@ def plan_quantization(
     mmproj_level: str | None = None,
     tensor_types: Sequence[str] = (),
     imatrix: Path | None = None,
+    allow_requantize: bool = False,
     force: bool = False,
 ) -> QuantizePlan:
     """Choose the source files and the type of every tensor.
@@ -68,11 +72,12 @@ def plan_quantization(
         mmproj_level: "F16", "Q8_0", "Q5_K" ...; None: the profile's own.
         tensor_types: `REGEX=TYPE`, before the level's own rules for the text model.
         imatrix: file of an importance matrix.
+        allow_requantize: where there are no 16 bits, quantized files are read and encoded again.
         force: write again what exists.
 
     Raises:
         ProfileError: no such level, or a rule of the user's own that decides no tensor.
-        QuantizationError: no 16-bit file and no checkpoint; a quantized file is never a baseline.
+        QuantizationError: no 16-bit file and no checkpoint, and quantized files are not allowed.
         OutputExistsError: the text model exists at this level and `force` is not set.
     """
     from edgevlm.build.level import check_rules_used, choose_level
@@ -80,15 +85,17 @@ def plan_quantization(
     chosen = choose_level(level, tensor_types=tensor_types, imatrix=imatrix)
     profile = chosen.profile
     projector_level = (mmproj_level or profile.mmproj.type).upper()
-    source = text or _path(model.baseline("text"))
-    name = _model_name(model, source)
-    if source is None:
-        return _plan_from_checkpoint(model, name, chosen, projector_level, force=force)
-    files = [_text_plan(source, name, chosen)]
-    projector = mmproj or _path(model.baseline("mmproj"))
+    source = text_source(model, text=text, profile=profile, allow_requantize=allow_requantize)
+    if isinstance(source, Recipe):
+        return _plan_from_checkpoint(model, source, chosen, projector_level, force=force)
+    name = _model_name(model, source.path)
+    files = [_text_plan(source.path, name, chosen, source.requantized_from)]
+    projector, requantized_from = projector_source(
+        model, mmproj=mmproj, level=mmproj_level, allow_requantize=allow_requantize
+    )
     kept: tuple[str, ...] = ()
     if projector is not None:
-        file = _mmproj_plan(projector, name, projector_level, profile)
+        file = _mmproj_plan(projector, name, projector_level, profile, requantized_from)
         if (model.folder / file.name).exists() and not force:
             kept = (file.name,)
         else:
@@ -98,11 +105,14 @@ def plan_quantization(
         folder=model.folder,
         files=tuple(files),
         kept=kept,
-        sources=tuple(str(path) for path in (source, projector) if path),
+        sources=tuple(str(path) for path in (source.path, projector) if path),
+        notes=tuple(_requantized_note(file) for file in files if file.requantized_from),
     )
 
 
-def _text_plan(source: Path, name: str, level: ChosenLevel) -> FilePlan:
+def _text_plan(
+    source: Path, name: str, level: ChosenLevel, requantized_from: str | None
+) -> FilePlan:
     from edgevlm.quantize.run import plan_quantize
 
     encoder = level.encoder()
@@ -111,13 +121,16 @@ def _text_plan(source: Path, name: str, level: ChosenLevel) -> FilePlan:
         role="text",
         level=encoder.level,
         profile=encoder.level,
-        plan=plan_quantize(source, encoder),
+        plan=plan_quantize(source, encoder, allow_requantize=requantized_from is not None),
         encoder=encoder,
         imatrix=level.record,
+        requantized_from=requantized_from,
     )
 
 
-def _mmproj_plan(source: Path, name: str, level: str, profile: QuantProfile) -> FilePlan:
+def _mmproj_plan(
+    source: Path, name: str, level: str, profile: QuantProfile, requantized_from: str | None
+) -> FilePlan:
     from edgevlm.quantize.encode import mmproj_encoder
     from edgevlm.quantize.run import plan_quantize
 
@@ -127,8 +140,16 @@ def _mmproj_plan(source: Path, name: str, level: str, profile: QuantProfile) -> 
         role="mmproj",
         level=encoder.level,
         profile=profile_name(encoder),
-        plan=plan_quantize(source, encoder),
+        plan=plan_quantize(source, encoder, allow_requantize=requantized_from is not None),
         encoder=encoder,
+        requantized_from=requantized_from,
+    )
+
+
+def _requantized_note(file: FilePlan) -> str:
+    return (
+        f"{file.name} is made from {file.requantized_from}, not from 16 bits: it drifts by the"
+        " error of both"
     )
 
 
@@ -150,15 +171,9 @@ def quantize_model(
 
 
 def _plan_from_checkpoint(
-    model: ModelDir, name: str, level: ChosenLevel, mmproj_level: str, *, force: bool
+    model: ModelDir, recipe: Recipe, level: ChosenLevel, mmproj_level: str, *, force: bool
 ) -> QuantizePlan:
-    recipe = recipe_of(model.manifest)
-    if recipe is None:
-        levels = ", ".join(file.level for file in model.of_role("text")) or "none"
-        raise QuantizationError(
-            f"`{model.folder}` has no 16-bit text model to quantize (levels: {levels})",
-            hint="convert the checkpoint again: `edgevlm convert CHECKPOINT --level LEVEL`",
-        )
+    name = model.manifest.name if model.manifest is not None else model.folder.resolve().name
     files = plan_files(recipe, name=name, level=level, mmproj_level=mmproj_level)
     kept = tuple(
         file.name
@@ -173,17 +188,11 @@ def _plan_from_checkpoint(
     )
 
 
-def _path(file: ModelFile | None) -> Path | None:
-    return file.path if file else None
-
-
-def _model_name(model: ModelDir, text: Path | None) -> str:
+def _model_name(model: ModelDir, text: Path) -> str:
     if model.manifest is not None:
         return model.manifest.name
-    if text is None:
-        return model.folder.resolve().name
     stem = model_stem(text.name)
-    for level in FLOAT_LEVELS:
+    for level in FILE_TYPES.values():
         if stem.upper().endswith(f"-{level}"):
             return stem[: -len(level) - 1]
     return stem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from edgevlm import __version__
 from edgevlm.build.cache import cache_lock, last_model, models_folder, remember_model
 from edgevlm.build.source import path_exists, recipe_of, source_hashes
 from edgevlm.errors import GGUFError, SourceNotFoundError
-from edgevlm.gguf_shards import model_stem
+from edgevlm.gguf_shards import first_shard, model_stem, shard_number
 from edgevlm.manifest import MANIFEST_NAME
 from edgevlm.model_dir import FLOAT_LEVELS, ModelDir, ModelFile, open_model_dir, role_and_level
 from edgevlm.progress import SILENT, Note, Progress, unheard
@@ -103,11 +103,19 @@ def open_source(
 ) -> tuple[ModelDir, Path | None]:
     """Open the model to make a level from.
 
+    Any file of a model in several stands for it, and a projector for the text model beside it.
+
     Returns:
         The model directory, and the text model's file where the user named that file itself.
+
+    Raises:
+        SourceNotFoundError: nothing of that name.
+        GGUFError: a file is broken or missing, or a projector has several text models beside it.
     """
     chosen = name or last_model() or BUILT_IN
     path = Path(chosen)
+    if path_exists(str(path)) and shard_number(path.name) > 1:
+        path = first_shard(path)
     hub_name = _hub_name(chosen)
     if hub_name is not None:
         from edgevlm.build.hub_model import hub_model
@@ -117,8 +125,25 @@ def open_source(
     if not path.is_file():
         return open_model(chosen, progress=progress), None
     if role_and_level(path)[0] == "mmproj":
-        raise _projector_named(path)
+        return _beside_projector(path.absolute(), note), None
     return open_model_dir(path.absolute().parent), path.absolute()
+
+
+def _beside_projector(path: Path, note: Note) -> ModelDir:
+    """Return the directory of a projector, without the other projectors.
+
+    Raises:
+        GGUFError: there is no text model, or more than one that it could belong to.
+    """
+    model = open_model_dir(path.parent)
+    texts = model.of_role("text")
+    # Levels of one model are one, whatever wrote them; files without a manifest are anybody's.
+    sources = [file for file in texts if file.level in FLOAT_LEVELS and not file.known]
+    if not texts or len(sources) > 1:
+        raise _projector_named(path)
+    note(f"`{path.name}` is a projector: its text model is the one beside it")
+    files = tuple(file for file in model.files if file.role == "text" or file.path == path)
+    return replace(model, files=files)
 
 
 def _hub_name(name: str) -> HubName | None:

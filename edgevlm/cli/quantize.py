@@ -24,6 +24,14 @@ def quantize(
     tensor_type: options.TensorTypeOption = None,
     imatrix: options.ImatrixOption = None,
     mmproj: options.MmprojOption = None,
+    allow_requantize: Annotated[
+        bool,
+        typer.Option(
+            "--allow-requantize",
+            help="Make the level from a quantized file where there is no 16-bit one and no "
+            "checkpoint: the error of both adds up.",
+        ),
+    ] = False,
     threads: options.ThreadsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")
@@ -59,8 +67,11 @@ def quantize(
         mmproj_level=mmproj_level,
         tensor_types=tensor_type or (),
         imatrix=imatrix,
+        allow_requantize=allow_requantize,
         force=force,
     )
+    for sentence in (*directory.skipped, *plan.notes):
+        note(sentence)
     if dry_run:
         show_plan(plan.files, json=json)
         return
