@@ -27,6 +27,7 @@ def _build() -> typer.Typer:
     from edgevlm.cli.profiles import profiles
     from edgevlm.cli.quantize import quantize
     from edgevlm.cli.reference import reference
+    from edgevlm.cli.tune import tune
     from edgevlm.cli.verify import verify
 
     app = typer.Typer(
@@ -38,8 +39,8 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    verbs = (convert, quantize, verify, reference, chat, inspect, families, profiles, demo, doctor)
-    for verb in verbs:
+    verbs = (convert, quantize, tune, verify, reference, chat, inspect, families, profiles)
+    for verb in (*verbs, demo, doctor):
         app.command()(verb)
     app.add_typer(cache_app)
     return app
