@@ -119,6 +119,27 @@ def pixtral(name: str, published: str, *, longest: int, patch: int, merged: int)
     )
 
 
+def glm(name: str, published: str) -> Case:
+    """Return a case of GLM-4.1V's tower."""
+    return Case(
+        name=name,
+        family=name,
+        published=published,
+        recipe=name,
+        vision={"image_size": 336, "patch_size": 14},
+        preprocessor={
+            **CLIP,
+            "image_processor_type": "Glm46VImageProcessor",
+            "merge_size": 2,
+            "patch_size": 14,
+            "size": {"shortest_edge": 12_544, "longest_edge": 9_633_792},
+            "temporal_patch_size": 2,
+        },
+        processor="glm4v.image_processing_pil_glm4v.Glm4vImageProcessorPil",
+        pixels="patches",
+    )
+
+
 def janus(name: str, kind: str, published: str, **vision: int) -> Case:
     """Return a case of Janus-Pro or DeepSeek-VL: an image whole, with bars beside it."""
     return Case(
@@ -217,6 +238,8 @@ CASES = (
     pixtral("mistral3", "Mistral-Small-3.1-24B", longest=1540, patch=14, merged=2),
     janus("janus", "Janus", "Janus-Pro-1B", num_image_tokens=576),
     janus("deepseek_vl", "DeepseekVL", "DeepSeek-VL-1.3B"),
+    glm("glm4v", "GLM-4.1V-9B"),
+    glm("glm_ocr", "GLM-OCR"),
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {

@@ -290,12 +290,14 @@ def open_projector(
     flash_attention: Literal["auto", "on", "off"] = "auto",
     observe: bool = False,
     row_end: bytes = b"",
+    max_tokens: int = 0,
     row_order: RowOrder | None = None,
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
 
     With `observe`, each encoded image comes with the pixels that the vision tower was given.
     `row_end` holds the float32 values of what stands between the rows of an image, if anything.
+    `max_tokens`, unless it is 0, is the most that an image may have, whatever libmtmd would allow.
     `row_order` says which rows llama.cpp takes otherwise than the tower was trained with.
 
     Raises:
@@ -311,6 +313,8 @@ def open_projector(
     params.print_timings = False
     # A warm-up would encode a picture of the largest size first: seconds on a small machine.
     params.warmup = False
+    if max_tokens:
+        params.image_max_tokens = max_tokens
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
     observer = InputObserver() if observe else None
     callback = _callback(observer, row_order or RowOrder())

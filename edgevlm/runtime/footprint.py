@@ -40,6 +40,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.glm_projector import feed_forward_width
+from edgevlm.runtime.glm_projector import read_canvas as stretch_canvas
 from edgevlm.runtime.granite4_projector import n_tiles as n_granite4_tiles
 from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
@@ -68,7 +70,8 @@ _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 # Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
 # the side of its first picture; by what the projector's type begins with.
 _DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16), "lfm2": (64, 256, 16)}
-_MINICPM = "minicpmv4_6"
+_MINICPM, _GLM = "minicpmv4_6", "glm4v"
+_GLM_WARMUP_SIDE = 46
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -181,6 +184,8 @@ def _vision_compute(
     n_patches = image.n_patches
     width = max(numbers(mmproj, "clip.vision.embedding_length"), default=0)
     ffn = max(numbers(mmproj, "clip.vision.feed_forward_length"), default=0)
+    if _projector_type(mmproj) == _GLM:
+        ffn = feed_forward_width(mmproj)
     n_heads = max(numbers(mmproj, "clip.vision.attention.head_count"), default=1)
     merged = _merge(mmproj) ** 2
     is_gated = any(tensor.name == "v.blk.0.ffn_gate.weight" for tensor in mmproj.tensors)
@@ -312,6 +317,10 @@ def _tile_side(mmproj: GGUFFile) -> int:
 def _limits(mmproj: GGUFFile) -> tuple[int, int, int] | None:
     """Return the limits of a tower that takes images of any size, None for another."""
     kind = _projector_type(mmproj)
+    if kind == _GLM:
+        canvas = stretch_canvas(mmproj)
+        least = -(-canvas.least // canvas.cell**2)
+        return least, canvas.max_tokens, _GLM_WARMUP_SIDE
     return next((limits for name, limits in _DYNAMIC.items() if kind.startswith(name)), None)
 
 
@@ -330,7 +339,7 @@ def _merge(mmproj: GGUFFile) -> int:
         mmproj, "clip.vision.projector.scale_factor"
     )
     kind = _projector_type(mmproj)
-    usual = 2 if kind.startswith(("qwen", "granite4")) else 4 if kind == "gemma3" else 1
+    usual = 2 if kind.startswith(("qwen", "granite4", _GLM)) else 4 if kind == "gemma3" else 1
     return max(found, default=usual) or 1
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
+from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.internvl_projector import check_internvl
 from edgevlm.runtime.janus_projector import around_image, check_janus
@@ -26,6 +27,7 @@ from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.slice_canvas import MAX_ASPECT as MAX_SLICE_ASPECT
+from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
 
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _POSITIVE_VISION_KEYS = (
@@ -178,6 +180,11 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, around=around_image(text))
     if kind == "internvl":
         return replace(span, canvas=check_internvl(file))
+    if kind == "glm4v":
+        canvas = check_glm(file)
+        return replace(
+            span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
+        )
     if kind == "lfm2":
         return replace(span, max_aspect=MAX_LFM2_ASPECT, canvas=check_lfm2(file))
     if kind == "minicpmv4_6":

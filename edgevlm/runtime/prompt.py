@@ -74,6 +74,7 @@ class ImageSpan:
             libmtmd does not; `{number}` in it becomes the image's, from 0.
         n_whole: visual tokens that see each other both ways, so that one batch must hold them all;
             0: they do not.
+        max_tokens: visual tokens of the largest image, which libmtmd is told; 0: it knows.
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
         canvas: what images are stretched to before libmtmd cuts them; None: they are not.
     """
@@ -84,6 +85,7 @@ class ImageSpan:
     max_aspect: int = 0
     around: tuple[str, str] = ("", "")
     n_whole: int = 0
+    max_tokens: int = 0
     row_end: bytes = b""
     canvas: Canvas | SliceCanvas | AnyresCanvas | None = None
 
@@ -122,6 +124,10 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         template="<start_of_image>",
         runtime_tokens=("<start_of_image>", "<end_of_image>"),
         around=("\n\n", "\n\n"),
+    ),
+    "glm4v": ImageSpan(
+        template="<|begin_of_image|><|image|><|end_of_image|>",
+        runtime_tokens=("<|begin_of_image|>", "<|end_of_image|>"),
     ),
     # `[IMG_BREAK]` between rows comes out of the projector, with the visual tokens.
     "pixtral": ImageSpan(template="[IMG]", runtime_tokens=("[IMG_END]",)),

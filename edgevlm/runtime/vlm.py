@@ -348,6 +348,7 @@ def open_vlm(
                     flash_attention=options.flash_attention,
                     observe=strict,
                     row_end=span.row_end if span else b"",
+                    max_tokens=span.max_tokens if span else 0,
                     row_order=row_order,
                 )
             )

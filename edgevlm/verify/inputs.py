@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 # (question, images) -> token ids, tensors for the model's call.
 Prepare = Callable[[str, Sequence[Pixels]], tuple[list[int], dict[str, Any]]]
 _MODELS = "transformers.models"
-_QWEN_PAD = "<|image_pad|>"
+_QWEN_PAD, _GLM_PAD = "<|image_pad|>", "<|image|>"
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 _PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 _CONTEXT, _TILES_BEGIN, _TILES_END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -72,6 +72,8 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "llava_next": _anyres,
         "lfm2_vl": _lfm2,
         "minicpmv4_6": _minicpm,
+        "glm4v": _glm,
+        "glm_ocr": _glm,
         "gemma3": _gemma,
         "internvl": _internvl,
         "granite4_vision": _anyres,
@@ -111,9 +113,18 @@ def _image_token(config: Section) -> int:
 
 
 def _qwen(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    images_of = _module("qwen2_vl.image_processing_pil_qwen2_vl").Qwen2VLImageProcessorPil
+    return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _QWEN_PAD)
+
+
+def _glm(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    images_of = _module("glm4v.image_processing_pil_glm4v").Glm4vImageProcessorPil
+    return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _GLM_PAD)
+
+
+def _of_patches(folder: Path, checkpoint: Checkpoint, processor: Any, pad: str) -> Inputs:
+    """Images as rows of patches, each between two tokens that the template writes."""
     tokenizer = _tokenizer(folder)
-    module = _module("qwen2_vl.image_processing_pil_qwen2_vl")
-    processor = module.Qwen2VLImageProcessorPil.from_pretrained(folder)
     n_merged = int(processor.merge_size) ** 2
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
@@ -122,8 +133,8 @@ def _qwen(folder: Path, checkpoint: Checkpoint) -> Inputs:
             return tokenizer(text)["input_ids"], {}
         made = processor(images=list(images), return_tensors="pt")
         for grid in made["image_grid_thw"]:
-            text = text.replace(_QWEN_PAD, _MARK * (int(grid.prod()) // n_merged), 1)
-        ids = tokenizer(text.replace(_MARK, _QWEN_PAD))["input_ids"]
+            text = text.replace(pad, _MARK * (int(grid.prod()) // n_merged), 1)
+        ids = tokenizer(text.replace(_MARK, pad))["input_ids"]
         return ids, {key: made[key] for key in ("pixel_values", "image_grid_thw")}
 
     token = _image_token(checkpoint.config)

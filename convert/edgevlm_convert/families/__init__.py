@@ -6,6 +6,8 @@ from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
+from edgevlm_convert.families.glm4v import FAMILY as GLM4V
+from edgevlm_convert.families.glm_ocr import FAMILY as GLM_OCR
 from edgevlm_convert.families.granite4_vision import FAMILY as GRANITE4_VISION
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
@@ -44,6 +46,8 @@ FAMILIES: tuple[Family, ...] = (
     MINICPMV4_6,
     JANUS,
     DEEPSEEK_VL,
+    GLM4V,
+    GLM_OCR,
 )
 
 

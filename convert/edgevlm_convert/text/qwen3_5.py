@@ -44,7 +44,7 @@ from edgevlm_convert.text.linear_attention import (
     read_delta_net,
 )
 from edgevlm_convert.text.mrope import read_sections
-from edgevlm_convert.text.rope import PLAIN_KINDS, read_rope, rope_section
+from edgevlm_convert.text.rope import PLAIN_KINDS, read_n_rotated, read_rope
 from edgevlm_convert.transforms import plus_one
 
 _DEFAULTS = {
@@ -131,7 +131,7 @@ def _build(source: Source, name: str, sizes: Sizes, experts: Experts | None) -> 
     model = _Model(
         source=source, sizes=sizes, net=net, experts=experts, mtp_prefix=prefix, n_mtp=n_mtp
     )
-    n_rotated = _n_rotated(text, sizes.head_dim)
+    n_rotated = read_n_rotated(text, head_dim=sizes.head_dim, default=_ROTARY_FACTOR)
     rope = read_rope(text, head_dim=n_rotated, kinds=PLAIN_KINDS, partial=True)
     sections = {
         f"{name}.rope.dimension_sections": array(
@@ -163,21 +163,6 @@ def _build(source: Source, name: str, sizes: Sizes, experts: Experts | None) -> 
         },
         losses=delta_net_losses(text.number("rms_norm_eps", low=1e-12, high=1.0)),
     )
-
-
-def _n_rotated(text: Section, head_dim: int) -> int:
-    """Return how many channels of a head are rotated.
-
-    Raises:
-        CheckpointError: an odd number, or none.
-    """
-    key = "partial_rotary_factor"
-    rope = rope_section(text)
-    source = rope if rope.has(key) else text
-    n_rotated = int(head_dim * source.number(key, low=0, high=1, default=_ROTARY_FACTOR))
-    if n_rotated < 2 or n_rotated % 2:
-        source.fail(key, f"an even number of a head's {head_dim} channels")
-    return n_rotated
 
 
 def _linear_layers(text: Section, n_layers: int) -> list[bool]:

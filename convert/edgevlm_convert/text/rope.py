@@ -123,6 +123,26 @@ def read_theta(rope: Section, text: Section, *, default: float) -> float:
     return source.number("rope_theta", low=1.0, high=1e12, default=default)
 
 
+def read_n_rotated(text: Section, *, head_dim: int, default: float) -> int:
+    """Return how many channels of a head are rotated.
+
+    Args:
+        text: the text model's configuration.
+        head_dim: channels of a head.
+        default: the part of them where no `partial_rotary_factor` says it.
+
+    Raises:
+        CheckpointError: an odd number, or none.
+    """
+    key = "partial_rotary_factor"
+    rope = rope_section(text)
+    source = rope if rope.has(key) else text
+    n_rotated = int(head_dim * source.number(key, low=0, high=1, default=default))
+    if n_rotated < 2 or n_rotated % 2:
+        source.fail(key, f"an even number of a head's {head_dim} channels")
+    return n_rotated
+
+
 def read_kind(rope: Section, kinds: Sequence[str]) -> str:
     """Return the scaling type, "default" for none.
 

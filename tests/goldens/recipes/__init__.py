@@ -6,6 +6,8 @@ from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import (
     gemma3,
     gemma3_variants,
+    glm4v,
+    glm_ocr,
     granite4_vision,
     idefics3,
     internvl,
@@ -54,5 +56,8 @@ RECIPES: dict[str, Recipe] = {
         janus.JANUS,
         janus.DEEPSEEK_VL,
         minicpmv4_6.RECIPE,
+        glm_ocr.RECIPE,
+        glm4v.RECIPE,
+        glm4v.GLM46V,
     )
 }

@@ -1,0 +1,69 @@
+"""Images stretched to whole visual tokens, as GLM-4.1V and GLM-OCR are trained on them.
+
+Both sides are rounded to a multiple of a token's, and shrunk or grown until the image has a number
+of pixels within bounds (transformers image_processing_pil_glm4v.py, `smart_resize`). libmtmd rounds
+in the same way, and puts black bars beside the image instead of stretching it
+(tools/mtmd/mtmd-image.cpp, `mtmd_image_preprocessor_dyn_size`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+# How many times longer than the other side transformers takes one at most.
+MAX_ASPECT = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class StretchCanvas:
+    """The sizes that images are stretched to.
+
+    Attributes:
+        cell: side of a visual token in pixels.
+        least: pixels that an image has at least.
+        most: pixels that an image has at most.
+    """
+
+    cell: int
+    least: int
+    most: int
+
+    @property
+    def max_tokens(self) -> int:
+        """Visual tokens of the largest image."""
+        return self.most // self.cell**2
+
+    def laid_out(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size that an image is stretched to, which libmtmd leaves as it is."""
+        cell = self.cell
+        if min(width, height) < cell:
+            scale = max(cell / height, cell / width)
+            width, height = int(width * scale), int(height * scale)
+        wide, high = round(width / cell) * cell, round(height / cell) * cell
+        if wide * high > self.most:
+            shrink = math.sqrt(width * height / self.most)
+            wide = max(cell, math.floor(width / shrink / cell) * cell)
+            high = max(cell, math.floor(height / shrink / cell) * cell)
+        elif wide * high < self.least:
+            growth = math.sqrt(self.least / (width * height))
+            wide = math.ceil(width * growth / cell) * cell
+            high = math.ceil(height * growth / cell) * cell
+        return wide, high
+
+    def cut(self, pixels: Pixels) -> list[Pixels]:
+        """Return the stretched image alone.
+
+        Args:
+            pixels: RGB uint8 [height, width, 3].
+        """
+        height, width, _ = pixels.shape
+        size = self.laid_out(width, height)
+        if size == (width, height):
+            return [pixels]
+        return [np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))]
