@@ -37,6 +37,7 @@ from edgevlm.native.system import (
     read_memory,
     read_processor,
 )
+from edgevlm.runtime.trial import try_device
 
 State = Literal["ok", "warn", "fail"]
 
@@ -128,6 +129,28 @@ def judge_devices(
             advice=f"with the CUDA toolkit: {rebuild_command(llama_version, '-DGGML_CUDA=on')}",
         )
     return Finding(name="devices", state="ok", value=value)
+
+
+def judge_trial(name: str, device: str, fault: EdgeVLMError | None) -> Finding:
+    """Say whether a tiny model ran on a device.
+
+    Args:
+        name: of the finding.
+        device: as `--device` takes it.
+        fault: of `try_device`.
+    """
+    if fault is None:
+        return Finding(name=name, state="ok", value="a tiny model loads and answers right")
+    return Finding(
+        name=name,
+        state="fail",
+        value=fault.message.splitlines()[0].rstrip(";:"),
+        advice="build llama-cpp-python on this machine with its own compiler"
+        if device == "cpu"
+        else "build llama-cpp-python for this card (CMAKE_CUDA_ARCHITECTURES=native), and use"
+        " `--device cpu` till then",
+        detail=fault.message,
+    )
 
 
 def judge_threads(*, n_all: int, n_allowed: int, quota: float | None) -> Finding:
@@ -258,6 +281,8 @@ def _judge_llama() -> list[Finding]:
             Finding(name="llama.cpp", state="fail", value=error.message, advice=error.hint),
         ]
     nvidia = Path("/dev/nvidiactl").exists()
+    gpus = [one for one in found if one.kind in ("gpu", "igpu")]
+    trials = [("cpu run", "cpu"), *([("gpu run", "auto")] if gpus else [])]
     return [
         Finding(
             name="llama.cpp",
@@ -270,6 +295,7 @@ def _judge_llama() -> list[Finding]:
         judge_devices(
             found, nvidia=nvidia, built_with=gpu_libraries(), llama_version=llama_version
         ),
+        *(judge_trial(name, device, try_device(device)) for name, device in trials),
     ]
 
 

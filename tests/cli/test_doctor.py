@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from edgevlm.cli.app import main
 from edgevlm.errors import ModelLoadError
 from edgevlm.native.devices import system_info
-from edgevlm.runtime import checkup
+from edgevlm.runtime import checkup, worker
 
 NAMES = [
     *("edgevlm", "python", "numpy", "tokenizers", "pillow"),
-    *("llama.cpp", "processor", "devices", "threads", "memory", "swap", "cache"),
+    *("llama.cpp", "processor", "devices", "cpu run"),
+    *("threads", "memory", "swap", "cache"),
 ]
 
 
@@ -19,9 +21,24 @@ def test_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     captured = capsys.readouterr()
     lines = [line for line in captured.out.splitlines() if not line.startswith(" ")]
-    assert [line.split()[1] for line in lines] == NAMES
+    assert [line[6:18].rstrip() for line in lines] == NAMES
     assert {line.split()[0] for line in lines} <= {"ok", "warn"}
     assert "0 failures" in captured.err
+
+
+def test_a_model_that_does_not_run_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen with libraries that had another libstdc++ linked in: they load, a model does not."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", code))
+    assert main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert "fail  cpu run     llama.cpp ended its process while loading the model (SIGSEGV)\n" in (
+        captured.out
+    )
+    assert "-> build llama-cpp-python on this machine" in captured.out
+    assert "1 failure," in captured.err
 
 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
