@@ -336,7 +336,9 @@ def _alignment(metadata: Mapping[str, GGUFValue]) -> int:
     if value.type != "UINT32" or not isinstance(value.value, int):
         raise _BrokenError(f"has `general.alignment` of type {value.type} instead of UINT32")
     if not 0 < value.value <= _MAX_ALIGNMENT or value.value & (value.value - 1):
-        raise _BrokenError(f"has an alignment of {value.value}, which is not a power of two")
+        raise _BrokenError(
+            f"has an alignment of {value.value} bytes, not a power of two up to {_MAX_ALIGNMENT}"
+        )
     return value.value
 
 

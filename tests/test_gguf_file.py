@@ -177,6 +177,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         _file(keys=(_key("general.alignment", 4, struct.pack("<I", 0)),)),
         "power of two",
     ),
+    "alignment 2^31": (
+        _file(keys=(_key("general.alignment", 4, struct.pack("<I", 1 << 31)),)),
+        "up to 1048576",
+    ),
     "alignment text": (_file(keys=(_key("general.alignment", 8, _string(b"32")),)), "of type"),
     "5 dimensions": (_file(tensors=(_tensor(dimensions=(32, 1, 1, 1, 1)),)), "5 dimensions"),
     "0 weights": (_file(tensors=(_tensor(dimensions=(32, 0)),)), "impossible shape"),
@@ -201,6 +205,14 @@ def test_a_hostile_file_is_an_error_with_a_hint(tmp_path: Path, data: bytes, mes
         _read(tmp_path, data)
     assert "file.gguf" in caught.value.message
     assert caught.value.hint
+
+
+def test_version_2_is_read(real: Path, tmp_path: Path) -> None:
+    """Nothing but its number differs."""
+    data = real.read_bytes()
+    file = _read(tmp_path, data[:4] + struct.pack("<I", 2) + data[8:])
+    assert (file.version, file.tensors[0].shape) == (2, (64,))
+    assert {t.name for t in file.tensors} == {t.name for t in read_gguf(real).tensors}
 
 
 def test_names_in_messages_are_escaped(tmp_path: Path) -> None:
