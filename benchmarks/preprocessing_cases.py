@@ -16,6 +16,7 @@ CLIP = {
 }
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 QWEN_PROCESSOR = "qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil"
 
 
@@ -214,6 +215,23 @@ CASES = (
             "size": {"height": 384, "width": 384},
         },
         processor="siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
+    ),
+    Case(
+        name="llava_next",
+        family="llava_next",
+        published="LLaVA-1.6-Mistral-7B",
+        recipe="llava_next_clip_mistral",
+        vision={"image_size": 336, "patch_size": 14},
+        config={"image_grid_pinpoints": GRIDS},
+        preprocessor={
+            **CLIP,
+            "crop_size": {"height": 336, "width": 336},
+            "image_grid_pinpoints": GRIDS,
+            "image_processor_type": "LlavaNextImageProcessor",
+            "resample": 3,
+            "size": {"shortest_edge": 336},
+        },
+        processor="llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil",
     ),
     Case(
         name="internvl",
