@@ -41,8 +41,6 @@ class Recipe:
         outtypes: that llama.cpp's converter is asked for.
         mended: tensors of our files that differ from llama.cpp's on purpose, and why.
         mended_keys: metadata keys that do, and why.
-        unreachable: the KLD that this runtime reaches with images where it cannot reach the bound;
-            0: it can.
         emulate: does to transformers' model what this runtime cannot help doing, so that all the
             rest is held to the bound.
         free_numbers: whole numbers of config.json that no shape of this family depends on.
@@ -67,7 +65,6 @@ class Recipe:
     outtypes: tuple[str, ...] = ("auto", "f16", "f32")
     mended: Mapping[str, str] = field(default_factory=dict[str, str])
     mended_keys: Mapping[str, str] = field(default_factory=dict[str, str])
-    unreachable: float = 0.0
     emulate: Callable[[Any], object] | None = None
     free_numbers: tuple[str, ...] = ()
     dtype: str = "BF16"
