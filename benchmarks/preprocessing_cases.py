@@ -141,6 +141,29 @@ def glm(name: str, published: str) -> Case:
     )
 
 
+def internvl(name: str, published: str) -> Case:
+    """Return a case of InternVL's images: tiles of 448 pixels, then the whole image."""
+    return Case(
+        name=name,
+        family=name,
+        published=published,
+        recipe=name,
+        vision={"image_size": [448, 448], "patch_size": [14, 14]},
+        config={"image_seq_length": 256},
+        preprocessor={
+            **IMAGENET,
+            "crop_to_patches": True,
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "max_patches": 12,
+            "min_patches": 1,
+            "resample": 3,
+            "size": {"height": 448, "width": 448},
+        },
+        processor="got_ocr2.image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil",
+        grid=(3, 4),
+    )
+
+
 def janus(name: str, kind: str, published: str, **vision: int) -> Case:
     """Return a case of Janus-Pro or DeepSeek-VL: an image whole, with bars beside it."""
     return Case(
@@ -233,25 +256,8 @@ CASES = (
         },
         processor="llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil",
     ),
-    Case(
-        name="internvl",
-        family="internvl",
-        published="InternVL3-1B",
-        recipe="internvl",
-        vision={"image_size": [448, 448], "patch_size": [14, 14]},
-        config={"image_seq_length": 256},
-        preprocessor={
-            **IMAGENET,
-            "crop_to_patches": True,
-            "image_processor_type": "GotOcr2ImageProcessor",
-            "max_patches": 12,
-            "min_patches": 1,
-            "resample": 3,
-            "size": {"height": 448, "width": 448},
-        },
-        processor="got_ocr2.image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil",
-        grid=(3, 4),
-    ),
+    internvl("internvl", "InternVL3-1B"),
+    internvl("qianfan_ocr", "Qianfan-OCR"),
     pixtral("pixtral", "Pixtral-12B", longest=1024, patch=16, merged=1),
     pixtral("mistral3", "Mistral-Small-3.1-24B", longest=1540, patch=14, merged=2),
     janus("janus", "Janus", "Janus-Pro-1B", num_image_tokens=576),

@@ -47,7 +47,7 @@ def chat_templates(folder: Path, settings: Section | None) -> dict[str, Value]:
 
 
 def with_place_for_images(
-    values: Mapping[str, Value], *, span: str, template: str
+    values: Mapping[str, Value], *, span: str, template: str, written: str = ""
 ) -> dict[str, Value]:
     """Return vocabulary keys whose chat template shows images.
 
@@ -55,8 +55,11 @@ def with_place_for_images(
         values: of a checkpoint.
         span: what the family's templates print for an image.
         template: to use where the checkpoint's own does not; "" to leave it as it is.
+        written: what its own prints for an image instead, which becomes the span; "" for nothing.
     """
     own = values.get(_KEY)
+    if written and own is not None and span not in str(own.value):
+        return {**values, _KEY: string(str(own.value).replace(written, span))}
     if not template or (own is not None and span in str(own.value)):
         return dict(values)
     return {**values, _KEY: string(template)}

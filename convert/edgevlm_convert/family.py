@@ -137,6 +137,8 @@ class Family:
             the same architecture.
         chat_template: stands in for a checkpoint's that has no place for images, because its own
             class writes prompts in code; "" for none.
+        template_image: what a checkpoint's own template prints for an image, where its processor
+            puts the image span in its place; "" when it prints the span.
         refused_texts: why it cannot go with a text model, by `text_config.model_type`.
     """
 
@@ -151,6 +153,7 @@ class Family:
     status: str
     names_vision: bool = False
     chat_template: str = ""
+    template_image: str = ""
     refused_texts: Mapping[str, str] = field(default_factory=_no_reasons)
     image_token: str = ""
 

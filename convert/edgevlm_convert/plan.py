@@ -123,17 +123,7 @@ def plan_conversion(
     checkpoint = model.checkpoint
     # A folder's name may hold bytes that are no UTF-8; a GGUF string may not.
     name = (name or checkpoint.folder.resolve().name).encode("utf-8", "replace").decode()
-    tokens = vocabulary(
-        checkpoint, n_rows=model.source.n_vocab, runtime_tokens=model.family.runtime_tokens, pre=pre
-    )
-    check_image_token(
-        checkpoint.config,
-        cast(Sequence[str], tokens["tokenizer.ggml.tokens"].value),
-        text=model.family.placeholder,
-    )
-    tokens = with_place_for_images(
-        tokens, span=model.family.image_span, template=model.family.chat_template
-    )
+    tokens = _tokens(model, pre)
     outtypes: dict[str, Outtype] = {
         file: _resolve(outtype, model.outputs[file], model.stored) for file in model.parts
     }
@@ -189,6 +179,28 @@ class _Model:
     ledger: Ledger
     adapted: Mapping[str, tuple[str, ...]]
     dequantized: tuple[str, ...]
+
+
+def _tokens(model: _Model, pre: str | None) -> dict[str, Value]:
+    """Return the vocabulary's keys, chat templates among them."""
+    family = model.family
+    tokens = vocabulary(
+        model.checkpoint,
+        n_rows=model.source.n_vocab,
+        runtime_tokens=family.runtime_tokens,
+        pre=pre,
+    )
+    check_image_token(
+        model.checkpoint.config,
+        cast(Sequence[str], tokens["tokenizer.ggml.tokens"].value),
+        text=family.placeholder,
+    )
+    return with_place_for_images(
+        tokens,
+        span=family.image_span,
+        template=family.chat_template,
+        written=family.template_image,
+    )
 
 
 def _read(

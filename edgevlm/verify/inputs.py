@@ -76,6 +76,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "glm_ocr": _glm,
         "gemma3": _gemma,
         "internvl": _internvl,
+        "qianfan_ocr": _internvl,
         "granite4_vision": _anyres,
         "janus": _janus,
         "deepseek_vl": _janus,
@@ -241,6 +242,8 @@ def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
         text = _templated(tokenizer, prompt, images)
         tensors: dict[str, Any] = {}
         if images:
+            # What Qianfan-OCR's templates print, and its processor replaces.
+            text = text.replace(_TILE, _CONTEXT)
             # The processor cuts whatever the image processor's settings say.
             made = processor(images=list(images), crop_to_patches=True, return_tensors="pt")
             for n_tiles in made["num_patches"].tolist():

@@ -122,6 +122,20 @@ def test_patches_that_are_merged_behind_the_tower_alone(checkpoint: Path) -> Non
     assert not any("vit_merger" in tensor.info.name for tensor in plan.mmproj.tensors)
 
 
+def test_minicpm_ocr_merges_behind_the_tower_where_nothing_says_so(
+    golden: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(golden("minicpm_ocr"), tmp_path / "ocr"))
+    assert "downsample_mode" not in read_golden_json(checkpoint / "config.json")
+    changed(checkpoint, lambda values: values.pop("downsample_mode"), "preprocessor_config.json")
+    plan = plan_conversion(checkpoint)
+    assert plan.family == "minicpmv4_6"
+    assert plan.mmproj.metadata["clip.vision.projector.scale_factor"].value == 2
+    assert len(plan.ledger.dropped) == 16
+    changed(checkpoint, lambda values: values.update(downsample_mode="16x"))
+    assert plan_conversion(checkpoint).ledger.dropped == {}
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
@@ -167,7 +181,14 @@ def test_pixels_that_the_runtime_makes_otherwise(checkpoint: Path, key: str, val
 
 
 @pytest.mark.parametrize(
-    "setting", [{"use_image_id": False}, {"slice_mode": False}, {"max_slice_nums": 36}], ids=str
+    "setting",
+    [
+        {"use_image_id": False},
+        {"slice_mode": False},
+        {"max_slice_nums": 36},
+        {"small_image_upsize": "adaptive"},
+    ],
+    ids=str,
 )
 def test_image_settings_that_the_runtime_has_others_of(checkpoint: Path, setting: Config) -> None:
     usual = plan_conversion(checkpoint).losses

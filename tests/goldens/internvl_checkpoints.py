@@ -30,6 +30,11 @@ _PROJECTOR = {"layer_norm.": "0.", "linear_1.": "1.", "linear_2.": "3."}
 def as_opengvlab(folder: Path) -> None:
     """Turn a checkpoint of transformers into one of OpenGVLab's form; its tokenizer stays."""
     rename_and_join(folder)
+    write_opengvlab_settings(folder)
+
+
+def write_opengvlab_settings(folder: Path) -> None:
+    """Give a checkpoint whose tensors have OpenGVLab's names its settings."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", opengvlab_config(config, settings))

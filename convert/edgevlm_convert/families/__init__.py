@@ -18,6 +18,7 @@ from edgevlm_convert.families.llava_next import FAMILY as LLAVA_NEXT
 from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
+from edgevlm_convert.families.qianfan_ocr import FAMILY as QIANFAN_OCR
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
 from edgevlm_convert.families.qwen2_vl import FAMILY as QWEN2_VL
 from edgevlm_convert.families.qwen3_5 import FAMILY as QWEN3_5
@@ -44,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE4_VISION,
     LFM2_VL,
     MINICPMV4_6,
+    QIANFAN_OCR,
     JANUS,
     DEEPSEEK_VL,
     GLM4V,

@@ -19,6 +19,7 @@ from edgevlm_convert.text.qwen3_moe import QWEN3_MOE
 from edgevlm_convert.towers.internvit import (
     OPENGVLAB,
     TRANSFORMERS,
+    Naming,
     internvit_rules,
     read_internvit,
 )
@@ -49,9 +50,24 @@ def build_vision(source: Source) -> Part:
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
     """
-    config = source.config
-    is_original = _OPENGVLAB in config.texts("architectures")
+    is_original = _OPENGVLAB in source.config.texts("architectures")
     naming = OPENGVLAB if is_original else TRANSFORMERS
+    return build_internvl(source, naming, is_original=is_original, numbered=is_original)
+
+
+def build_internvl(source: Source, naming: Naming, *, is_original: bool, numbered: bool) -> Part:
+    """Return rules and metadata of the mmproj file of one class.
+
+    Args:
+        source: of the model.
+        naming: of the tower.
+        is_original: whether config.json has OpenGVLab's keys for images, or transformers'.
+        numbered: whether the projector's layers have numbers, or names.
+
+    Raises:
+        CheckpointError: as `build_vision`.
+    """
+    config = source.config
     vision, sizes = read_internvit(source.vision, naming)
     scale = _read_scale(config, sizes)
     n_tokens = sizes.n_patches // scale**2
@@ -64,7 +80,7 @@ def build_vision(source: Source) -> Part:
             *internvit_rules(
                 source.prefixes.vision, vision, sizes, naming, class_token_first=first
             ),
-            *_projector_rules(source, scale**2 * sizes.n_embd, numbered=is_original),
+            *_projector_rules(source, scale**2 * sizes.n_embd, numbered=numbered),
         ),
         late_metadata={
             **size_metadata(source, sizes),

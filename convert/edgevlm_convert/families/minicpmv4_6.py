@@ -1,8 +1,9 @@
-"""MiniCPM-V 4.6: a SigLIP tower that merges patches midway, a merger behind it, Qwen3.5.
+"""MiniCPM-V 4.6, MiniCPM-OCR: a SigLIP tower that merges patches midway, a merger, Qwen3.5.
 
 Facts: tensor names and metadata from llama.cpp conversion/minicpm.py, tools/mtmd/clip-impl.h; what
 the graph fixes from tools/mtmd/models/minicpmv.cpp and clip.cpp (`PROJECTOR_TYPE_MINICPMV4_6`);
-config keys and defaults from transformers' `MiniCPMV4_6Config` and `MiniCPMV4_6ImageProcessor`.
+config keys and defaults from transformers' `MiniCPMV4_6Config` and `MiniCPMV4_6ImageProcessor`, and
+from `MiniCPMOcrConfig` and `MiniCPMOcrImageProcessor`, which are the same with other defaults.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from edgevlm_convert.towers.vit import (
 )
 
 _PROJECTOR_TYPE = "minicpmv4_6"
+_OCR = "MiniCPMOcrForConditionalGeneration"
 # The graph works out which row of the position table a patch has from this number.
 _POSITIONS_PER_SIDE = 70
 _USUAL_SLICE = 448
@@ -40,6 +42,7 @@ _IMAGE_SETTINGS: Mapping[str, object] = {
     "max_slice_nums": 9,
     "slice_mode": True,
     "use_image_id": True,
+    "small_image_upsize": "always",
 }
 
 
@@ -91,10 +94,10 @@ def _read_sizes(vision: Section) -> TowerSizes:
 def _read_mode(config: Section, preprocessor: Section) -> str:
     """Return whether patches are merged twice, "16x", or behind the tower alone, "4x"."""
     key = "downsample_mode"
-    mode = config.text(key, default="16x")
+    mode = config.text(key, default="4x" if _OCR in config.texts("architectures") else "16x")
     if mode not in ("16x", "4x"):
         config.fail(key, "16x or 4x")
-    preprocessor.require(key, (mode,), default="16x")
+    preprocessor.require(key, (mode,), default=mode)
     config.require("merge_kernel_size", ([2, 2],), default=[2, 2])
     config.require("merger_times", (1,), default=1)
     config.require("drop_vision_last_layer", (False,), default=False)
@@ -157,8 +160,8 @@ def _image_losses(preprocessor: Section) -> tuple[str, ...]:
         if given.raw(key) != usual
     ]
     settings = (
-        "image settings: the runtime cuts an image into 9 slices at most and numbers it; this"
-        f" checkpoint has {', '.join(others)}"
+        "image settings: the runtime cuts an image into 9 slices at most, numbers it and scales up"
+        f" a small one; this checkpoint has {', '.join(others)}"
     )
     return (
         *((settings,) if others else ()),
@@ -169,8 +172,8 @@ def _image_losses(preprocessor: Section) -> tuple[str, ...]:
 
 FAMILY = Family(
     name="minicpmv4_6",
-    architectures=("MiniCPMV4_6ForConditionalGeneration",),
-    vision_models=("minicpmv4_6_vision",),
+    architectures=("MiniCPMV4_6ForConditionalGeneration", _OCR),
+    vision_models=("minicpmv4_6_vision", "minicpm_ocr_vision"),
     text_models=(QWEN3_5,),
     prefixes=Prefixes(
         text="model.language_model.", vision="model.vision_tower.", projector="model.merger."

@@ -8,7 +8,7 @@ defaults from transformers' `InternVLVisionConfig` and OpenGVLab's configuration
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgevlm_convert.config import Section
 from edgevlm_convert.rules import Drop, Rename, Rule, Split, Transform
@@ -102,6 +102,13 @@ OPENGVLAB = Naming(
     blocks={"norm1": "ln1", "norm2": "ln2", "attn.proj": "attn_out", **_MLP},
     qk="attn.",
     scales={"ls1": "ls1", "ls2": "ls2"},
+)
+# transformers' keys over OpenGVLab's tensors, which the class writes as it reads them.
+QIANFAN = replace(
+    OPENGVLAB,
+    defaults={**TRANSFORMERS.defaults, "attention_bias": True},
+    qkv_bias=TRANSFORMERS.qkv_bias,
+    qk_norm=TRANSFORMERS.qk_norm,
 )
 
 

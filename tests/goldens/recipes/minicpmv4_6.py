@@ -1,7 +1,11 @@
-"""MiniCPM-V 4.6: merged between two of four blocks and behind them; images whole and in slices."""
+"""MiniCPM-V 4.6: merged between two of four blocks and behind them; images whole and in slices.
+
+MiniCPM-OCR is the same, merged behind the blocks alone.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +13,11 @@ from edgevlm_convert.metadata import array, boolean, f32, u32
 from numpy.typing import NDArray
 
 from tests.convert.mutations import mmproj, nothing, swap, text, values, without
+from tests.goldens.files import read_golden_json
 from tests.goldens.qwen3_checkpoints import N_TOKENS, hybrid_config
 from tests.goldens.recipe import PROMPTS, Config, Recipe
 from tests.goldens.recipes.qwen3_5 import GAINS, rope
+from tests.synthetic import write_json
 from tests.tokenizers.minicpm import MINICPM_LAST, write_tokenizer_minicpm
 
 _PATCH, _SIDE, _N_EMBD = 2, 24, 48
@@ -137,5 +143,48 @@ RECIPE = Recipe(
             nothing, {"clip.vision.attention.layer_norm_epsilon": f32(0.1)}
         ),
         "gate and up exchanged": text(swap("ffn_gate", "ffn_up")),
+    },
+)
+
+
+def _as_minicpmv(folder: Path) -> None:
+    """Give a checkpoint of MiniCPM-OCR the names of the class that llama.cpp's converter knows."""
+    config = read_golden_json(folder / "config.json")
+    config |= {key: RECIPE.config[key] for key in ("architectures", "model_type")}
+    # What the class means without the key.
+    config["downsample_mode"] = "4x"
+    config["vision_config"]["model_type"] = "minicpmv4_6_vision"
+    write_json(folder / "config.json", config)
+
+
+_OCR_CONFIG: Config = {
+    **{
+        key: value
+        for key, value in RECIPE.config.items()
+        if key not in ("downsample_mode", "drop_vision_last_layer")
+    },
+    "architectures": ["MiniCPMOcrForConditionalGeneration"],
+    "model_type": "minicpm_ocr",
+    "vision_config": {**RECIPE.config["vision_config"], "model_type": "minicpm_ocr_vision"},
+}
+OCR = replace(
+    RECIPE,
+    name="minicpm_ocr",
+    config=_OCR_CONFIG,
+    preprocessor={
+        **RECIPE.preprocessor,
+        "downsample_mode": "4x",
+        "image_processor_type": "MiniCPMOcrImageProcessor",
+        "small_image_upsize": "always",
+    },
+    model_class="MiniCPMOcrForConditionalGeneration",
+    adapt=_as_minicpmv,
+    mutations={
+        name: mutation
+        for name, mutation in RECIPE.mutations.items()
+        # What the tower merges between two blocks is left out.
+        if not any(
+            word in name for word in ("inner", "merging", "mergers", "another block", "once")
+        )
     },
 )
