@@ -107,6 +107,12 @@ def fit_layers(text: GGUFFile, need: Footprint, cards: Sequence[Device]) -> Card
     return CardFit(n_gpu_layers=n_fitting, n_layers=len(layers), is_usable=n_fitting > 0)
 
 
+def card_n_bytes(text: GGUFFile, need: Footprint) -> int:
+    """Return what a model takes of one card that has all its layers, besides CUDA's own share."""
+    computing = need.text_compute + need.vision_compute
+    return sum(_layer_bytes(text, need)) + need.mmproj + computing
+
+
 def _layer_bytes(text: GGUFFile, need: Footprint) -> list[int]:
     """Return the bytes of each layer with its part of the KV cache, and last of the output."""
     named = {int(match[1]) for tensor in text.tensors if (match := _LAYER.match(tensor.name))}

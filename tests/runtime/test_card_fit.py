@@ -11,7 +11,7 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.native.devices import Device
 from edgevlm.native.system import Memory
 from edgevlm.runtime import memory as memory_module
-from edgevlm.runtime.card_fit import CardFit, fit_layers, own_memory, place
+from edgevlm.runtime.card_fit import CardFit, card_n_bytes, fit_layers, own_memory, place
 from edgevlm.runtime.footprint import Footprint, predict_footprint
 from edgevlm.runtime.memory import check_memory
 
@@ -69,7 +69,8 @@ def test_layers_are_taken_from_the_last_while_there_is_room(
 
 
 def test_without_the_staging_of_a_matrix_all_of_it_fits(text: GGUFFile, need: Footprint) -> None:
-    whole = fixed(need) + text.n_data_bytes + need.kv_cache
+    whole = card_n_bytes(text, need)
+    assert whole == fixed(need) + text.n_data_bytes + need.kv_cache
     assert fit_layers(text, need, [card(whole)]).n_gpu_layers is None
     partly = fit_layers(text, need, [card(whole - 8)]).n_gpu_layers
     assert partly is not None
