@@ -26,7 +26,8 @@ from edgevlm_convert import convert_checkpoint, plan_conversion
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from edgevlm.native.projector import open_projector
-from edgevlm.native.text_model import ContextOptions, ModelOptions, open_context, open_text_model
+from edgevlm.native.text_context import ContextOptions, open_context
+from edgevlm.native.text_model import ModelOptions, open_text_model
 from edgevlm.runtime.layout import Layouter
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.vlm import VLM, open_vlm

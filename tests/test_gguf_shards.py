@@ -14,7 +14,8 @@ from edgevlm_convert.writer import write_gguf
 from edgevlm.errors import EdgeVLMError, GGUFError, SourceNotFoundError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.gguf_shards import read_model, shard_name, shard_number, shard_paths
-from edgevlm.native.text_model import ContextOptions, ModelOptions, open_context, open_text_model
+from edgevlm.native.text_context import ContextOptions, open_context
+from edgevlm.native.text_model import ModelOptions, open_text_model
 from edgevlm.quantize.encode import text_encoder
 from edgevlm.quantize.profile_file import load_profile
 from edgevlm.quantize.run import plan_quantize

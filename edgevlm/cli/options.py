@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from edgevlm.native.text_model import KVType
+    from edgevlm.native.text_context import KVType
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # As the command line spells them; `kv_type_of` gives the type's own name.

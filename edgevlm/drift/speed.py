@@ -15,14 +15,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.native.text_model import (
-    ContextOptions,
-    ModelOptions,
-    TextContext,
-    TextModel,
-    open_context,
-    open_text_model,
-)
+from edgevlm.native.text_context import ContextOptions, TextContext, open_context
+from edgevlm.native.text_model import ModelOptions, TextModel, open_text_model
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.preflight import check_text_model
 from edgevlm.runtime.vlm import VLM

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from edgevlm.errors import ModelLoadError
 from edgevlm.native.library import load_library
 
+CARD_HINT = "the card is full: put fewer layers on it, `--gpu-layers N`, or use `--device cpu`"
 DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 # enum ggml_backend_dev_type of ggml-backend.h.
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")

@@ -1,4 +1,4 @@
-"""A `ggml_tensor` in a callback of ggml: read its name, sources and values, write whole numbers.
+"""A `ggml_tensor` in a callback of ggml: what it is, what it reads, its values.
 
 Layout: struct ggml_tensor of ggml.h, ggml 0.25.3. Nothing in its interface tells where a field
 stands, so a tensor that we make ourselves is read back before any other is.
@@ -59,6 +59,7 @@ def _base() -> Any:
         ("ggml_new_tensor_4d", [void_p, int_, i64, i64, i64, i64], void_p),
         ("ggml_set_name", [void_p, ctypes.c_char_p], void_p),
         ("ggml_cont", [void_p, void_p], void_p),
+        ("ggml_op_name", [int_], ctypes.c_char_p),
         ("ggml_backend_tensor_get", [void_p, void_p, size_t, size_t], None),
         ("ggml_backend_tensor_set", [void_p, void_p, size_t, size_t], None),
     ):
@@ -106,6 +107,41 @@ def tensor_name(address: int) -> str:
 def tensor_sources(address: int) -> tuple[int, ...]:
     """Return the tensors that a node reads."""
     return tuple(source for source in _Tensor.from_address(address).src if source)
+
+
+def tensor_source(address: int, index: int) -> int | None:
+    """Return one of the tensors that a node reads, by its place; None: it reads none there."""
+    return _Tensor.from_address(address).src[index]
+
+
+def weight_shape(address: int) -> tuple[int, ...]:
+    """Return all four dimensions of a tensor, slowest first."""
+    return tuple(int(size) for size in _Tensor.from_address(address).ne[::-1])
+
+
+def operation(address: int) -> str:
+    """Return the name of a node's operation, such as "MUL_MAT"."""
+    number = int(_Tensor.from_address(address).op)
+    return str(_base().ggml_op_name(number).decode())
+
+
+def read_rows(
+    address: int, kind: type[np.float32] | type[np.int32]
+) -> NDArray[np.float32] | NDArray[np.int32] | None:
+    """Copy the values of a tensor that may have gaps between rows; None: another type, or no rows.
+
+    The result has all four dimensions of ggml, slowest first; its rows are contiguous.
+    """
+    tensor = _Tensor.from_address(address)
+    item = np.dtype(kind).itemsize
+    sizes, strides = tuple(tensor.ne[::-1]), tuple(tensor.nb[::-1])
+    is_known = tensor.type == (_F32 if kind is np.float32 else _I32) and strides[-1] == item
+    if not is_known or not tensor.buffer or not tensor.data or 0 in sizes:
+        return None
+    n_bytes = item + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    raw = np.empty(n_bytes, dtype=np.uint8)
+    _base().ggml_backend_tensor_get(address, raw.ctypes.data, 0, n_bytes)
+    return np.ndarray(sizes, dtype=kind, buffer=raw, strides=strides)
 
 
 def read_f32(address: int) -> NDArray[np.float32] | None:

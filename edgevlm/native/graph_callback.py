@@ -1,8 +1,8 @@
-"""One callback of ggml's scheduler, for all that look at a projector's graphs while they run.
+"""One callback of ggml's scheduler, for all that look at a context's graphs while they run.
 
-ggml asks about every node before it computes the first one (ggml-backend.cpp, `cb_eval`). The
-answer is always that nobody needs the node's result: the graph then runs in one piece, as it does
-without a callback.
+ggml asks about every node before it computes it (ggml-backend.cpp, `cb_eval`). Where nobody needs
+a node's result the graph runs in one piece, as it does without a callback; where somebody does, it
+stops behind the node. Whatever happens there, the rest of the graph is computed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,38 @@ class Watcher(Protocol):
         ...
 
 
+class ResultWatcher(Protocol):
+    """What is told of some nodes once they are computed."""
+
+    def begin(self) -> None:
+        """A graph is about to run."""
+        ...
+
+    def wants(self, node: int) -> bool:
+        """Whether it wants to see a node, and what the node read, once that is computed."""
+        ...
+
+    def computed(self, node: int) -> None:
+        """Look at a node whose result is there."""
+        ...
+
+
 class GraphCallback:
     """Shows the nodes of a context's graphs to watchers. Lives as long as the context.
 
     Use `install` before the context is made, `one_graph` around each of its encodes.
 
     Args:
-        watchers: told of each node in this order; without any, no callback is installed.
+        watchers: told of each node in this order.
+        of_results: told of the nodes that they want. Without any watcher of either kind no callback
+            is installed.
     """
 
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
+    def __init__(
+        self, watchers: Sequence[Watcher] = (), of_results: Sequence[ResultWatcher] = ()
+    ) -> None:
         self._watchers = tuple(watchers)
+        self._of_results = tuple(of_results)
         # The C side keeps a bare pointer to it.
         self._callback: Any = load_library().llama.ggml_backend_sched_eval_callback(self._asked)
         self._is_watching = self._has_run = False
@@ -48,7 +69,7 @@ class GraphCallback:
 
     def install(self, params: Any) -> None:
         """Put the callback into the parameters of a context."""
-        if self._watchers:
+        if self._watchers or self._of_results:
             params.cb_eval = self._callback
 
     @contextmanager
@@ -58,7 +79,7 @@ class GraphCallback:
         Raises:
             Exception: what came up in a watcher, once the graph is through.
         """
-        for watcher in self._watchers:
+        for watcher in (*self._watchers, *self._of_results):
             watcher.begin()
         self._is_watching, self._has_run, self._error = True, False, None
         yield
@@ -74,9 +95,19 @@ class GraphCallback:
         # ("ask"), False means no interest; asked afterwards, it would end the graph.
         try:
             self._has_run = True
-            if ask and self._is_watching:
-                for watcher in self._watchers:
-                    watcher.see(node)
+            if self._is_watching:
+                return self._show(node) if ask else self._show_result(node)
         except BaseException as error:
             self._is_watching, self._error = False, error
         return not ask
+
+    def _show(self, node: int) -> bool:
+        for watcher in self._watchers:
+            watcher.see(node)
+        return any(watcher.wants(node) for watcher in self._of_results)
+
+    def _show_result(self, node: int) -> bool:
+        for watcher in self._of_results:
+            if watcher.wants(node):
+                watcher.computed(node)
+        return True

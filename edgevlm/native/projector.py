@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ImageError, ModelLoadError
+from edgevlm.native.channel_sums import ChannelSums
 from edgevlm.native.devices import offload_handles
 from edgevlm.native.graph_callback import GraphCallback
 from edgevlm.native.graph_input import GraphInput, InputObserver
@@ -28,6 +29,8 @@ from edgevlm.native.row_ends import with_row_ends
 from edgevlm.native.token_rows import RowOrder, TokenRows
 
 _TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
+# The kind of rows that a vision tower reads, see ChannelSums.
+VISION_ROWS = "vision"
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -133,6 +136,7 @@ class Projector:
         observer: InputObserver | None = None,
         row_end: bytes = b"",
         callback: GraphCallback | None = None,
+        sums: ChannelSums | None = None,
     ) -> None:
         self._c: Any = load_library().mtmd
         self._row_end = row_end
@@ -140,6 +144,7 @@ class Projector:
         self._model = model
         self._observer = observer
         self._callback = callback
+        self._sums = sums
 
     def tokenize(
         self, parts: Sequence[TextPart | BitmapPart], *, add_special: bool = False
@@ -262,6 +267,8 @@ class Projector:
 
     def _encode_chunk(self, chunk: int) -> NDArray[np.float32]:
         c = self._c
+        if self._sums is not None:
+            self._sums.kind = VISION_ROWS
         watched = self._callback.one_graph() if self._callback else nullcontext()
         with complaints() as lines, watched:
             status = c.mtmd_encode_chunk(self._handle, chunk)
@@ -292,13 +299,15 @@ def open_projector(
     row_end: bytes = b"",
     max_tokens: int = 0,
     row_order: RowOrder | None = None,
+    sums: ChannelSums | None = None,
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
 
     With `observe`, each encoded image comes with the pixels that the vision tower was given.
     `row_end` holds the float32 values of what stands between the rows of an image, if anything.
     `max_tokens`, unless it is 0, is the most that an image may have, whatever libmtmd would allow.
-    `row_order` says which rows llama.cpp takes otherwise than the tower was trained with.
+    `row_order` says which rows llama.cpp takes otherwise than the tower was trained with. `sums` is
+    told of all that goes through its matrices.
 
     Raises:
         ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
@@ -317,7 +326,7 @@ def open_projector(
         params.image_max_tokens = max_tokens
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
     observer = InputObserver() if observe else None
-    callback = _callback(observer, row_order or RowOrder())
+    callback = _callback(observer, row_order or RowOrder(), sums)
     callback.install(params)
     with complaints() as lines:
         handle = c.mtmd_init_from_file(str(path).encode(), model.handle, params)
@@ -329,10 +338,12 @@ def open_projector(
         )
 
     with owned(handle, c.mtmd_free, error=error) as context:
-        yield Projector(context, model, observer, row_end, callback)
+        yield Projector(context, model, observer, row_end, callback, sums)
 
 
-def _callback(observer: InputObserver | None, order: RowOrder) -> GraphCallback:
+def _callback(
+    observer: InputObserver | None, order: RowOrder, sums: ChannelSums | None
+) -> GraphCallback:
     watchers: list[InputObserver | TokenRows] = [observer] if observer else []
     if order != RowOrder():
         watchers.append(TokenRows(order))
@@ -343,4 +354,6 @@ def _callback(observer: InputObserver | None, order: RowOrder) -> GraphCallback:
             f" mended: {faults.pop()}",
             hint="install the llama-cpp-python that edgevlm names",
         )
-    return GraphCallback([watcher for watcher in watchers if not watcher.fault])
+    return GraphCallback(
+        [watcher for watcher in watchers if not watcher.fault], [sums] if sums is not None else []
+    )

@@ -14,7 +14,8 @@ from edgevlm.errors import ModelLoadError
 from edgevlm.native.grammar import Grammar, open_grammar
 from edgevlm.native.handle import owned
 from edgevlm.native.library import load_library
-from edgevlm.native.text_model import TextContext, TextModel
+from edgevlm.native.text_context import TextContext
+from edgevlm.native.text_model import TextModel
 
 # struct llama_token_data of llama.h.
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

@@ -19,7 +19,7 @@ from edgevlm.runtime.card_fit import CardFit, fit_layers, own_memory, place
 from edgevlm.runtime.footprint import DEFAULT_N_CTX, Footprint, predict_footprint
 
 if TYPE_CHECKING:
-    from edgevlm.native.text_model import FlashAttention, KVType
+    from edgevlm.native.text_context import FlashAttention, KVType
 
 _CTX_STEP = 256
 # Q4_K_M over everything but norms: what it comes to on the models that were measured.

@@ -15,12 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.native.text_model import (
-    ContextOptions,
-    ModelOptions,
-    open_context,
-    open_text_model,
-)
+from edgevlm.native.text_context import ContextOptions, open_context
+from edgevlm.native.text_model import ModelOptions, open_text_model
 
 _WIDTH = 32
 _EPSILON, _EMBEDDING = 1.0, 1e-3

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevlm.native.projector import EncodedImage, ImageChunk, TextChunk
-from edgevlm.native.text_model import TextContext
+from edgevlm.native.text_context import TextContext
 from edgevlm.runtime.embedding_cache import EmbeddingCache
 from edgevlm.runtime.layout import Layout, Pixels
 from edgevlm.runtime.tiled_projector import ImageEncoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,20 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ModelLoadError
-from edgevlm.gguf_shards import shard_paths
+from edgevlm.native.channel_sums import ChannelSums
 from edgevlm.native.projector import EncodedImage, open_projector
 from edgevlm.native.sampler import open_sampler
-from edgevlm.native.text_model import (
+from edgevlm.native.text_context import (
     ContextOptions,
     FlashAttention,
     KVType,
-    ModelOptions,
     TextContext,
-    TextModel,
     check_kv_type,
     open_context,
-    open_text_model,
 )
+from edgevlm.native.text_model import ModelOptions, TextModel, open_text_model
 from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, Timings
 from edgevlm.runtime.answer_stream import REASONING_TAGS, AnswerStream, opened_tag
 from edgevlm.runtime.class_token import check_class_token
@@ -38,9 +35,11 @@ from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.sliced_projector import with_canvas
+from edgevlm.runtime.threads import default_threads
 
 Prompt = str | Sequence[Message]
-_FILE_BYTES_PER_THREAD = 32 << 20
+# Logits of every position would cost as much again as the model for a large vocabulary.
+_SPREAD = 4
 
 
 class VLM:
@@ -296,6 +295,7 @@ def open_vlm(
     kv_type: KVType = "F16",
     flash_attention: FlashAttention = "auto",
     strict: bool = False,
+    sums: ChannelSums | None = None,
     chat_template: str | None = None,
 ) -> Generator[VLM]:
     """Load a text model and its projector; everything is freed when the block ends.
@@ -312,6 +312,8 @@ def open_vlm(
         flash_attention: "auto" asks the device; a KV cache in Q8_0 needs it.
         strict: KV cache in F32, no flash attention, the vision tower's input observed: to compare
             with transformers.
+        sums: told of all that goes through the matrices of both files; every fourth position then
+            keeps its logits, for without them the last layer is left out.
         chat_template: name of one of the file's chat templates; None for the default.
 
     Raises:
@@ -334,8 +336,9 @@ def open_vlm(
             n_threads=n_threads or default_threads(model),
             kv_type="F32" if strict else kv_type,
             flash_attention="off" if strict else flash_attention,
+            spread=_SPREAD if sums is not None else 0,
         )
-        context = stack.enter_context(open_context(text_model, options))
+        context = stack.enter_context(open_context(text_model, options, sums=sums))
         projector = None
         if mmproj is not None:
             row_order = check_class_token(mmproj)
@@ -347,6 +350,7 @@ def open_vlm(
                     device=device,
                     flash_attention=options.flash_attention,
                     observe=strict,
+                    sums=sums,
                     row_end=span.row_end if span else b"",
                     max_tokens=span.max_tokens if span else 0,
                     row_order=row_order,
@@ -376,22 +380,6 @@ def _context_length(asked: int | None, n_ctx_train: int) -> int:
             hint=f"use `--ctx` between 1 and {n_ctx_train}",
         )
     return asked
-
-
-def default_threads(file: Path) -> int:
-    """Return how many threads run the model of a GGUF file when nobody says.
-
-    ggml's threads meet at a barrier after every operation, spinning: on a busy machine a second
-    thread made the 6 MB of `shapes` 40 times slower (tokens per second), not faster.
-    """
-    n_bytes = sum(part.stat().st_size for part in shard_paths(file) if part.exists())
-    return max(1, min(_n_processors(), n_bytes // _FILE_BYTES_PER_THREAD))
-
-
-def _n_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _ms_since(started: float) -> float:

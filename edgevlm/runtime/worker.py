@@ -29,7 +29,7 @@ from edgevlm.runtime.wire import Frame
 
 if TYPE_CHECKING:
     from edgevlm.native.devices import Device
-    from edgevlm.native.text_model import FlashAttention, KVType
+    from edgevlm.native.text_context import FlashAttention, KVType
     from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost
     from edgevlm.runtime.layout import Pixels
     from edgevlm.runtime.prompt import Message

@@ -10,7 +10,7 @@ import pytest
 from edgevlm_convert import convert_checkpoint, plan_conversion
 from numpy.typing import NDArray
 
-from edgevlm.native.text_model import ContextOptions
+from edgevlm.native.text_context import ContextOptions
 from edgevlm.runtime.prompt import Message
 from edgevlm.runtime.vlm import VLM, open_vlm
 from tests.goldens.files import drawn_image

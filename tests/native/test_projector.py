@@ -19,7 +19,8 @@ from edgevlm.native.projector import (
     TextPart,
     open_projector,
 )
-from edgevlm.native.text_model import ContextOptions, TextModel, open_context
+from edgevlm.native.text_context import ContextOptions, open_context
+from edgevlm.native.text_model import TextModel
 
 # F16 weights: another batch size takes another kernel, which rounds otherwise.
 ATOL = 0.02

@@ -10,13 +10,8 @@ import pytest
 
 from edgevlm.errors import ModelLoadError
 from edgevlm.native.devices import devices
-from edgevlm.native.text_model import (
-    ContextOptions,
-    ModelOptions,
-    TextModel,
-    open_context,
-    open_text_model,
-)
+from edgevlm.native.text_context import ContextOptions, open_context
+from edgevlm.native.text_model import ModelOptions, TextModel, open_text_model
 
 # F16 weights: another batch size takes another kernel, which rounds otherwise.
 ATOL = 0.02

@@ -9,7 +9,7 @@ import pytest
 
 from edgevlm.errors import ContextOverflowError
 from edgevlm.native.sampler import Sampler
-from edgevlm.native.text_model import TextContext
+from edgevlm.native.text_context import TextContext
 from edgevlm.runtime.answer import Answer, ContextPolicy
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.prompt import Message

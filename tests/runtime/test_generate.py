@@ -10,7 +10,7 @@ import pytest
 
 from edgevlm.errors import PromptError
 from edgevlm.native.sampler import Sampler
-from edgevlm.native.text_model import TextContext
+from edgevlm.native.text_context import TextContext
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.prompt import Message
 from edgevlm.runtime.sampling import SamplingParams

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgevlm.errors import ModelLoadError
-from edgevlm.native.text_model import KVType
+from edgevlm.native.text_context import KVType
 from edgevlm.runtime.vlm import open_vlm
 
 

@@ -16,7 +16,7 @@ import pytest
 from edgevlm.errors import ModelLoadError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.native.system import Memory, read_processor
-from edgevlm.native.text_model import KVType
+from edgevlm.native.text_context import KVType
 from edgevlm.runtime import memory as memory_module
 from edgevlm.runtime import vlm as vlm_module
 from edgevlm.runtime.footprint import predict_footprint

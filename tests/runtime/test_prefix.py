@@ -12,7 +12,7 @@ import pytest
 from edgevlm.errors import ModelLoadError
 from edgevlm.native.library import load_library
 from edgevlm.native.projector import EncodedImage, Projector
-from edgevlm.native.text_model import TextContext
+from edgevlm.native.text_context import TextContext
 from edgevlm.runtime.embedding_cache import EmbeddingCache
 from edgevlm.runtime.layout import Layout, Pixels
 from edgevlm.runtime.prefix import HeldImage, KVCache, n_common

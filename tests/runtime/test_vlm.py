@@ -16,7 +16,8 @@ from edgevlm.runtime.answer import ImageCost
 from edgevlm.runtime.layout import VISUAL_TOKEN, Pixels
 from edgevlm.runtime.prompt import Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
-from edgevlm.runtime.vlm import VLM, default_threads, open_vlm
+from edgevlm.runtime.threads import default_threads
+from edgevlm.runtime.vlm import VLM, open_vlm
 
 Picture = Callable[[int], Pixels]
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("token_ids.json").read_text())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import ContextOverflowError, GGUFError, ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.native.library import load_library
-from edgevlm.native.text_model import ContextOptions, TextContext
+from edgevlm.native.text_context import ContextOptions, TextContext
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import ImageSpan, Message
