@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgevlm.build.convert import convert_model
 from edgevlm.drift.images import read_images
 from edgevlm.drift.speed import TextSpeed
 from edgevlm.drift.tune import (
@@ -205,3 +206,18 @@ def test_a_projector_in_16_bits_is_enough_beside_a_quantized_text_model(
     measured = measure(open_model_dir(folder), options, folder=tmp_path)
     assert [(row.level, row.problem) for row in measured.projectors] == [("Q5_K", "")]
     assert [(row.level, row.problem) for row in measured.texts] == [("Q4_K_M", "")]
+
+
+def test_without_16_bit_files_the_checkpoint_is_the_source(
+    shapes_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "m"
+    convert_model(shapes_checkpoint, out=folder, name="shapes", level="Q4_0")
+    options = TuneOptions(
+        images=[np.zeros((64, 64, 3), np.uint8)], mmproj_types=("Q6_K",), thread_counts=(1,)
+    )
+    measured = measure(open_model_dir(folder), options, folder=tmp_path)
+    assert [(row.level, row.problem) for row in measured.projectors] == [("Q6_K", "")]
+    # Held against F16, which was made for it.
+    assert 0.99 < measured.projectors[0].min_cosine < 1
+    assert [row.level for row in measured.texts] == ["Q4_0"]
