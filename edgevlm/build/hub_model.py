@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 DEFAULT_LEVEL = "Q4_K_M"
 # Best first: what a level is made from.
 _SOURCE_LEVELS = ("BF16", "F16", "F32")
+_BLOCK_LEVELS = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_0")
 _OUTTYPES: Mapping[str, OuttypeOption] = {"F16": "f16", "BF16": "bf16", "F32": "f32"}
 
 
@@ -65,6 +66,7 @@ def hub_model(
     *,
     level: str | None = None,
     is_source: bool = False,
+    allow_requantize: bool = False,
     progress: Progress = SILENT,
     note: Note = unheard,
 ) -> HubModel:
@@ -74,6 +76,7 @@ def hub_model(
         name: the repository.
         level: of the text model; None: what the cache has, else Q4_K_M.
         is_source: another level is to be made from it: 16 bits are needed.
+        allow_requantize: then a quantized file will do where there are no 16 bits.
         progress: told the bytes of the download, and of the conversion.
         note: told about waiting, what was downloaded and chosen.
 
@@ -93,6 +96,8 @@ def hub_model(
         return _downloaded(listing, wanted, is_asked=is_asked, progress=progress, note=note)
     if has_checkpoint(listing.files) or not found:
         return _converted(listing, level, is_source=is_source, progress=progress, note=note)
+    if is_source and allow_requantize:
+        wanted = _BLOCK_LEVELS
     # It says what there is.
     return _downloaded(listing, wanted, is_asked=True, progress=progress, note=note)
 

@@ -99,7 +99,11 @@ def resolve_model(
 
 
 def open_source(
-    name: str | None, *, progress: Progress = SILENT, note: Note = unheard
+    name: str | None,
+    *,
+    allow_requantize: bool = False,
+    progress: Progress = SILENT,
+    note: Note = unheard,
 ) -> tuple[ModelDir, Path | None]:
     """Open the model to make a level from.
 
@@ -120,7 +124,13 @@ def open_source(
     if hub_name is not None:
         from edgevlm.build.hub_model import hub_model
 
-        found = hub_model(hub_name, is_source=True, progress=progress, note=note)
+        found = hub_model(
+            hub_name,
+            is_source=True,
+            allow_requantize=allow_requantize,
+            progress=progress,
+            note=note,
+        )
         return open_model_dir(found.folder), None
     if not path.is_file():
         return open_model(chosen, progress=progress), None

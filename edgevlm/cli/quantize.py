@@ -58,7 +58,9 @@ def quantize(
     start = perf_counter()
     progress = console.progress_for(json=json, quiet=quiet)
     note = partial(console.note, quiet=quiet or json)
-    directory, text = open_source(model, progress=progress, note=note)
+    directory, text = open_source(
+        model, allow_requantize=allow_requantize, progress=progress, note=note
+    )
     plan = plan_quantization(
         directory,
         level=level,

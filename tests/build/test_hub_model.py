@@ -229,6 +229,9 @@ def test_quantize_starts_from_16_bits(hub: HubServer, gguf: Repo, checkpoint: Re
     gguf.commit = "1" * 40
     with pytest.raises(SourceNotFoundError, match="F16"):
         open_source("org/shapes-GGUF")
+    directory, _ = open_source("org/shapes-GGUF", allow_requantize=True)
+    plan = plan_quantization(directory, level="Q4_0", allow_requantize=True)
+    assert plan.files[0].requantized_from == "Q8_0"
 
 
 def test_quantize_after_chat_goes_back_to_the_checkpoint(hub: HubServer, checkpoint: Repo) -> None:
