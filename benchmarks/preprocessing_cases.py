@@ -17,6 +17,8 @@ CLIP = {
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+# As many grids as there are of up to six tiles a side.
+SQUARES = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
 QWEN_PROCESSOR = "qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil"
 
 
@@ -255,6 +257,23 @@ CASES = (
             "size": {"shortest_edge": 336},
         },
         processor="llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil",
+    ),
+    Case(
+        name="llava_onevision",
+        family="llava_onevision",
+        published="LLaVA-OneVision-Qwen2-0.5B",
+        recipe="llava_onevision",
+        vision={"image_size": 384, "patch_size": 14},
+        config={"image_grid_pinpoints": SQUARES, "vision_aspect_ratio": "anyres_max_9"},
+        preprocessor={
+            **HALF,
+            "image_grid_pinpoints": SQUARES,
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "resample": 3,
+            "size": {"height": 384, "width": 384},
+        },
+        processor="llava_onevision.image_processing_pil_llava_onevision."
+        "LlavaOnevisionImageProcessorPil",
     ),
     internvl("internvl", "InternVL3-1B"),
     internvl("qianfan_ocr", "Qianfan-OCR"),

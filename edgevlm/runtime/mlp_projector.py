@@ -23,6 +23,8 @@ _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down", "ln1",
 # Of the vector that ends a row: llama.cpp's name, and that of its first converters.
 _NEWLINES = ("v.image_newline", "model.image_newline")
 _MAX_TILES = 144
+# Ours: libmtmd joins no tiles.
+_SHRUNK = "edgevlm.anyres_max_tiles"
 
 
 def check_mlp(file: GGUFFile) -> AnyresCanvas | None:
@@ -91,8 +93,20 @@ def read_canvas(file: GGUFFile) -> AnyresCanvas | None:
     if newline is None:
         return None
     return AnyresCanvas(
-        side=side, cells=side // patch, grids=grids, newline=read_vector(file, newline)
+        side=side,
+        cells=side // patch,
+        grids=grids,
+        newline=read_vector(file, newline),
+        max_tiles=_max_tiles(file),
     )
+
+
+def _max_tiles(file: GGUFFile) -> int:
+    """Return how many tiles LLaVA-OneVision's joined pictures are shrunk to, 0 for any number."""
+    found = numbers(file, _SHRUNK)
+    if any(not 0 < value <= _MAX_TILES for value in found):
+        raise GGUFError(f"`{file.path}` shrinks an image to {found} tiles", hint=HINT)
+    return max(found, default=0)
 
 
 def _n_states(file: GGUFFile) -> int:

@@ -19,6 +19,7 @@ from edgevlm_convert.config import Section
 from numpy.typing import NDArray
 
 from edgevlm.errors import UnsupportedArchitectureError
+from edgevlm.verify.anyres_processor import OnevisionImages, anyres_processor
 from edgevlm.verify.lfm2_images import Lfm2Images
 
 Pixels = NDArray[np.uint8]
@@ -26,6 +27,7 @@ Pixels = NDArray[np.uint8]
 Prepare = Callable[[str, Sequence[Pixels]], tuple[list[int], dict[str, Any]]]
 _MODELS = "transformers.models"
 _QWEN_PAD, _GLM_PAD = "<|image_pad|>", "<|image|>"
+_ERNIE_PAD = "<|IMAGE_PLACEHOLDER|>"
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 _PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 _CONTEXT, _TILES_BEGIN, _TILES_END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -70,10 +72,12 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "idefics3": _tiles,
         "llava": _llava,
         "llava_next": _anyres,
+        "llava_onevision": _onevision,
         "lfm2_vl": _lfm2,
         "minicpmv4_6": _minicpm,
         "glm4v": _glm,
         "glm_ocr": _glm,
+        "paddleocr_vl": _paddleocr,
         "gemma3": _gemma,
         "internvl": _internvl,
         "qianfan_ocr": _internvl,
@@ -121,6 +125,12 @@ def _qwen(folder: Path, checkpoint: Checkpoint) -> Inputs:
 def _glm(folder: Path, checkpoint: Checkpoint) -> Inputs:
     images_of = _module("glm4v.image_processing_pil_glm4v").Glm4vImageProcessorPil
     return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _GLM_PAD)
+
+
+def _paddleocr(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    module = _module("paddleocr_vl.image_processing_pil_paddleocr_vl")
+    images_of = module.PaddleOCRVLImageProcessorPil
+    return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _ERNIE_PAD)
 
 
 def _of_patches(folder: Path, checkpoint: Checkpoint, processor: Any, pad: str) -> Inputs:
@@ -258,26 +268,8 @@ def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
 def _anyres(folder: Path, checkpoint: Checkpoint) -> Inputs:
     """LLaVA-NeXT, Granite 4 Vision: the whole image, then tiles that are joined to one picture."""
     config = checkpoint.config
-    kind = config.text("model_type", default="llava_next")
-    is_granite = kind == "granite4_vision"
-    make = getattr(
-        _module(f"{kind}.processing_{kind}"),
-        f"{'Granite4Vision' if is_granite else 'LlavaNext'}Processor",
-    )
-    images_of = _module("llava_next.image_processing_pil_llava_next").LlavaNextImageProcessorPil
-    tokenizer = _tokenizer(folder)
-    strategy = config.text("vision_feature_select_strategy", default="default")
-    vision = config.section("vision_config")
-    processor = make(
-        image_processor=images_of.from_pretrained(folder),
-        tokenizer=tokenizer,
-        chat_template=tokenizer.chat_template,
-        patch_size=vision.integer("patch_size", low=1, high=8192, default=16),
-        vision_feature_select_strategy=strategy,
-        # CLIP's class token is taken away again by the strategy.
-        num_additional_image_tokens=int(strategy == "default"),
-        **({"downsample_rate": config.text("downsample_rate")} if is_granite else {}),
-    )
+    processor = anyres_processor(folder, config, _tokenizer(folder))
+    is_granite = config.text("model_type", default="") == "granite4_vision"
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
         text = _templated(processor, prompt, images)
@@ -286,6 +278,20 @@ def _anyres(folder: Path, checkpoint: Checkpoint) -> Inputs:
         return made["input_ids"][0].tolist(), {key: made[key] for key in keys}
 
     return Inputs(prepare=prepare, image_token=_image_token(config), stacks_tiles=is_granite)
+
+
+def _onevision(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    tokenizer = _tokenizer(folder)
+    images_of = OnevisionImages(folder, checkpoint.config)
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = _templated(tokenizer, prompt, images)
+        for image in images:
+            text = text.replace(_TILE, _MARK * images_of.n_tokens(image), 1)
+        ids = tokenizer(text.replace(_MARK, _TILE))["input_ids"]
+        return ids, images_of.tensors(images) if images else {}
+
+    return Inputs(prepare=prepare, image_token=_image_token(checkpoint.config))
 
 
 def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:

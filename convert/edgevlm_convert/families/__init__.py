@@ -15,8 +15,10 @@ from edgevlm_convert.families.janus import FAMILY as JANUS
 from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
 from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.llava_next import FAMILY as LLAVA_NEXT
+from edgevlm_convert.families.llava_onevision import FAMILY as LLAVA_ONEVISION
 from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
+from edgevlm_convert.families.paddleocr_vl import FAMILY as PADDLEOCR_VL
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
 from edgevlm_convert.families.qianfan_ocr import FAMILY as QIANFAN_OCR
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
@@ -39,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     IDEFICS3,
     LLAVA,
     LLAVA_NEXT,
+    LLAVA_ONEVISION,
     PIXTRAL,
     MISTRAL3,
     INTERNVL,
@@ -50,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_VL,
     GLM4V,
     GLM_OCR,
+    PADDLEOCR_VL,
 )
 
 

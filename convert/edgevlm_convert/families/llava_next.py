@@ -9,6 +9,7 @@ grids, and joins nothing: edgevlm's own engine does (edgevlm/runtime/anyres_canv
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from edgevlm_convert.config import MAX_WIDTH, Section
@@ -34,10 +35,23 @@ def build_vision(source: Source) -> Part:
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
     """
+    return build_anyres(source, {"image_grid_pinpoints": _GRIDS, "size": _SIZE})
+
+
+def build_anyres(source: Source, usual: Mapping[str, object]) -> Part:
+    """Return rules and metadata of the mmproj file of a class whose images are cut and joined.
+
+    Args:
+        source: of the model.
+        usual: grids and size of images where its files say nothing.
+
+    Raises:
+        CheckpointError: as `build_vision`.
+    """
     n_text = source.text.integer("hidden_size", low=1, high=MAX_WIDTH)
     tower = build_tower(source)
     name = next((name for name in _NEWLINES if name in source.shapes), _NEWLINES[0])
-    grids = _read_grids(source)
+    grids = _read_grids(source, usual)
     return replace(
         tower,
         rules=(
@@ -51,7 +65,7 @@ def build_vision(source: Source) -> Part:
     )
 
 
-def _read_grids(source: Source) -> list[int]:
+def _read_grids(source: Source, usual: Mapping[str, object]) -> list[int]:
     """Return widths and heights, after refusing tiles of another size than the tower's.
 
     Raises:
@@ -59,8 +73,7 @@ def _read_grids(source: Source) -> list[int]:
     """
     # CLIP's default is the same.
     side = read_image_size(source.vision.with_defaults(SIGLIP_DEFAULTS))
-    config = source.config.with_defaults({"image_grid_pinpoints": _GRIDS})
-    images = source.preprocessor.with_defaults({"image_grid_pinpoints": _GRIDS, "size": _SIZE})
+    config, images = (one.with_defaults(usual) for one in (source.config, source.preprocessor))
     grids = read_grids(config, side)
     if read_grids(images, side) != grids:
         images.fail("image_grid_pinpoints", "what config.json says")
