@@ -32,6 +32,7 @@ from edgevlm.build.resolve import built_in_checkpoint, built_in_folder
 from edgevlm.drift.prompts import read_prompts
 from edgevlm.gguf_file import read_gguf
 from edgevlm.quantize.encode import text_encoder
+from edgevlm.quantize.importance import Importance
 from edgevlm.quantize.profile import QuantProfile, Rule
 from edgevlm.quantize.profile_file import load_profile, profile_names
 from edgevlm.quantize.run import plan_quantize
@@ -149,11 +150,18 @@ def narrowed(profile: QuantProfile) -> QuantProfile:
 
 
 def measure(
-    profile: QuantProfile, text: Path, mmproj: Path, asked: Sequence[Asked], folder: Path
+    profile: QuantProfile,
+    text: Path,
+    mmproj: Path,
+    asked: Sequence[Asked],
+    folder: Path,
+    importance: Importance | None = None,
 ) -> Drift:
     """Quantize the text model, and lead it along the answers."""
     path = folder / "level.gguf"
-    encoder = text_encoder(replace_imatrix_types(profile))
+    if importance is None:
+        profile = replace_imatrix_types(profile)
+    encoder = text_encoder(profile, importance=importance)
     write_gguf(plan_quantize(text, encoder), path, encoder=encoder)
     with open_vlm(model=path, mmproj=mmproj, n_ctx=CONTEXT, device="cpu") as vlm:
         parts = [divergence(vlm, one) for one in asked]

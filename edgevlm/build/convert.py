@@ -183,7 +183,15 @@ def _plan(
     profile = level.profile if level else None
     wanted_mmproj = mmproj_level or (profile.mmproj.type if profile else None)
     encoder = level.encoder() if level else None
-    projector_encoder = mmproj_encoder(wanted_mmproj, profile=profile) if wanted_mmproj else None
+    projector_encoder = (
+        mmproj_encoder(
+            wanted_mmproj,
+            profile=profile,
+            importance=level.projector_importance() if level else None,
+        )
+        if wanted_mmproj
+        else None
+    )
     conversion = plan_conversion(
         recipe.checkpoint,
         name=name,
@@ -216,6 +224,7 @@ def _plan(
             profile=profile_name(projector_encoder),
             plan=conversion.mmproj,
             encoder=projector_encoder,
+            imatrix=level.record if level and level.projector_importance() else None,
         ),
     )
     if profile is not None:

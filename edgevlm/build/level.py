@@ -12,6 +12,7 @@ from edgevlm.files import sha256_file
 from edgevlm.manifest import ImatrixRecord
 from edgevlm.quantize.encode import LevelEncoder, text_encoder
 from edgevlm.quantize.imatrix_file import Imatrix, read_imatrix
+from edgevlm.quantize.importance import Importance
 from edgevlm.quantize.profile import QuantProfile
 from edgevlm.quantize.profile_file import load_profile, with_tensor_types
 
@@ -34,6 +35,10 @@ class ChosenLevel:
         """Return the encoder of the text model."""
         importance = self.imatrix.importance if self.imatrix is not None else None
         return text_encoder(self.profile, importance=importance)
+
+    def projector_importance(self) -> Importance | None:
+        """Return what the importance matrix knows of the projector, None for nothing."""
+        return self.imatrix.importance.for_projector() if self.imatrix is not None else None
 
 
 def choose_level(

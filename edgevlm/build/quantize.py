@@ -27,7 +27,6 @@ from edgevlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from edgevlm.build.level import ChosenLevel
-    from edgevlm.quantize.profile import QuantProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ def plan_quantization(
     )
     kept: tuple[str, ...] = ()
     if projector is not None:
-        file = _mmproj_plan(projector, name, projector_level, profile, requantized_from)
+        file = _mmproj_plan(projector, name, projector_level, chosen, requantized_from)
         if (model.folder / file.name).exists() and not force:
             kept = (file.name,)
         else:
@@ -129,12 +128,13 @@ def _text_plan(
 
 
 def _mmproj_plan(
-    source: Path, name: str, level: str, profile: QuantProfile, requantized_from: str | None
+    source: Path, name: str, type_: str, level: ChosenLevel, requantized_from: str | None
 ) -> FilePlan:
     from edgevlm.quantize.encode import mmproj_encoder
     from edgevlm.quantize.run import plan_quantize
 
-    encoder = mmproj_encoder(level, profile=profile)
+    importance = level.projector_importance()
+    encoder = mmproj_encoder(type_, profile=level.profile, importance=importance)
     return FilePlan(
         name=file_name(name, "mmproj", encoder.level),
         role="mmproj",
@@ -142,6 +142,7 @@ def _mmproj_plan(
         profile=profile_name(encoder),
         plan=plan_quantize(source, encoder, allow_requantize=requantized_from is not None),
         encoder=encoder,
+        imatrix=level.record if importance is not None else None,
         requantized_from=requantized_from,
     )
 

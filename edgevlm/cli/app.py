@@ -18,6 +18,7 @@ _HELP = (
 
 def _build() -> typer.Typer:
     from edgevlm.cli.cache import cache_app
+    from edgevlm.cli.calibrate import calibrate
     from edgevlm.cli.chat import chat
     from edgevlm.cli.convert import convert
     from edgevlm.cli.demo import demo
@@ -39,8 +40,8 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    verbs = (convert, quantize, tune, verify, reference, chat, inspect, families, profiles)
-    for verb in (*verbs, demo, doctor):
+    makes = (convert, quantize, calibrate, tune)
+    for verb in (*makes, verify, reference, chat, inspect, families, profiles, demo, doctor):
         app.command()(verb)
     app.add_typer(cache_app)
     return app

@@ -111,7 +111,9 @@ def text_encoder(profile: QuantProfile, *, importance: Importance | None = None)
     )
 
 
-def mmproj_encoder(level: str, *, profile: QuantProfile | None = None) -> LevelEncoder:
+def mmproj_encoder(
+    level: str, *, profile: QuantProfile | None = None, importance: Importance | None = None
+) -> LevelEncoder:
     """Return the encoder of a projector.
 
     The file is called by `level`, or by the profile where that makes something else of it.
@@ -119,6 +121,7 @@ def mmproj_encoder(level: str, *, profile: QuantProfile | None = None) -> LevelE
     Args:
         level: one of MMPROJ_LEVELS, in any case.
         profile: the text model's level; its `[mmproj]` rules hold where `level` is its own.
+        importance: how much each input channel counts; None: all the same.
 
     Raises:
         QuantizationError: another level.
@@ -132,5 +135,9 @@ def mmproj_encoder(level: str, *, profile: QuantProfile | None = None) -> LevelE
             + f"--mmproj-level is one of {', '.join(MMPROJ_LEVELS)}",
         )
     if profile is None or profile.mmproj.type != type_ or is_plain(profile):
-        return LevelEncoder(level=type_, is_projector=True, profile=None, type=type_)
-    return LevelEncoder(level=profile.name, is_projector=True, profile=profile, type=type_)
+        own, name = None, type_
+    else:
+        own, name = profile, profile.name
+    return LevelEncoder(
+        level=name, is_projector=True, profile=own, type=type_, importance=importance
+    )

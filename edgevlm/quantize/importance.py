@@ -17,7 +17,10 @@ from edgevlm.quantize.tensors import TOKEN_EMBEDDINGS
 # for them.
 _NEEDED_BY = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 _WITHOUT = frozenset({*TOKEN_EMBEDDINGS, "output.weight"})
-_HINT = "make one with `llama-imatrix`, then pass `--imatrix FILE`"
+_TEXT_NAMES = ("blk.", "output.", *TOKEN_EMBEDDINGS)
+# Zeros that a projector's rows may grow by, see padding.py.
+_MAX_GROWN = 256
+_HINT = "make one with `edgevlm calibrate`, then pass `--imatrix FILE`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,8 @@ class Importance:
         self, info: TensorInfo, first_row: int, n_rows: int
     ) -> Iterator[tuple[slice, NDArray[np.float32] | None]]:
         """Yield the pieces of `n_rows` rows from `first_row` on that share one importance."""
-        channels = self.channels.get(info.name)
-        # For an embedding one of another size is no error (check_importance), and of no use.
-        if channels is None or channels.size != _n_channels(info):
+        channels = self._of(info)
+        if channels is None:
             yield slice(0, n_rows), None
             return
         n_channels = info.shape[-1]
@@ -48,6 +50,24 @@ class Importance:
             part = channels[matrix * n_channels : (matrix + 1) * n_channels]
             yield slice(start - first_row, stop - first_row), part
             start = stop
+
+    def for_projector(self) -> Importance | None:
+        """Return what is known of a projector's tensors, None for nothing."""
+        names = [name for name in self.channels if not name.startswith(_TEXT_NAMES)]
+        return Importance(channels={name: self.channels[name] for name in names}) if names else None
+
+    def _of(self, info: TensorInfo) -> NDArray[np.float32] | None:
+        channels = self.channels.get(info.name)
+        n_due = _n_channels(info)
+        if channels is None or channels.size == n_due:
+            return channels
+        if info.name.startswith(_TEXT_NAMES):
+            # For an embedding one of another size is no error (check_importance), and of no use.
+            return None
+        # A projector's rows that grew by zeros (padding.py): what such a channel counts is all one.
+        grown = np.full(n_due, channels.mean(), dtype=np.float32)
+        grown[: channels.size] = channels
+        return grown
 
 
 def check_importance(
@@ -95,7 +115,8 @@ def check_importance(
 
 def _check_shape(name: str, info: TensorInfo, channels: NDArray[np.float32]) -> None:
     n_due = _n_channels(info)
-    if channels.size != n_due:
+    has_grown = not name.startswith(_TEXT_NAMES) and n_due - _MAX_GROWN < channels.size < n_due
+    if channels.size != n_due and not has_grown:
         raise QuantizationError(
             f"the importance matrix has {channels.size} channels for `{name}`, the tensor has"
             f" {n_due}",

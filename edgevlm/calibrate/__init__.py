@@ -1,0 +1,1 @@
+"""An importance matrix that has seen images."""

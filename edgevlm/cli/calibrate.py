@@ -1,0 +1,207 @@
+"""`edgevlm calibrate`: an importance matrix from images, prompts and the model's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgevlm.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgevlm.calibrate.run import Calibrated, Sample
+
+STOCK_PROMPTS = (
+    "Describe the image.",
+    "What is the main subject of this image, and what is around it?",
+    "Which text, numbers or signs can be read in this image?",
+)
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+def calibrate(
+    model: options.ModelArgument = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Folder of images like those the model will see; each is asked about three times.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE.jsonl",
+            help='Questions in place of those, a line each: {"image": "a.png", "prompt": "..."}.',
+            show_default=False,
+        ),
+    ] = None,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers", help="Lead the model along the prompts' answers, not along its own."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Importance matrix to write (default: NAME-imatrix.gguf in the current folder).",
+            show_default=False,
+        ),
+    ] = None,
+    image_weight: Annotated[
+        float,
+        typer.Option(
+            "--image-weight",
+            min=0,
+            max=1,
+            help="Weight of visual tokens against text in what the text model's channels count.",
+        ),
+    ] = 0.5,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most.")
+    ] = 64,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
+    ] = False,
+    mmproj: options.MmprojOption = None,
+    threads: options.ThreadsOption = None,
+    force: options.ForceOption = False,
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+) -> None:
+    """Collect an importance matrix that has seen images.
+
+    Runs the 16-bit model over images, questions and its own answers, on the CPU, and sums up how
+    much goes through each input channel of each matrix, of the text model, the vision tower and the
+    projector. `edgevlm quantize --imatrix FILE` and llama-quantize take the file.
+    """
+    from functools import partial
+    from time import perf_counter
+
+    from edgevlm.build.resolve import open_source
+    from edgevlm.calibrate.run import Options
+    from edgevlm.calibrate.run import calibrate as collect
+    from edgevlm.cli import console
+    from edgevlm.errors import OutputExistsError, QuantizationError
+
+    start = perf_counter()
+    progress = console.progress_for(json=json, quiet=quiet)
+    note = partial(console.note, quiet=quiet or json)
+    directory, named = open_source(model, progress=progress, note=note)
+    name = directory.manifest.name if directory.manifest else directory.folder.resolve().name
+    text, projector = directory.baseline("text"), directory.baseline("mmproj")
+    text_path = named or (text.path if text else None)
+    mmproj_path = mmproj or (projector.path if projector else None)
+    if text_path is None or mmproj_path is None:
+        missing = "text model" if text_path is None else "projector"
+        raise QuantizationError(
+            f"`{directory.folder}` has no 16-bit {missing} to calibrate",
+            hint="`edgevlm convert CHECKPOINT` writes both",
+        )
+    samples = _samples(name, images=images, prompts=prompts, answers=answers)
+    path = out or Path(f"{name}-imatrix.gguf")
+    if path.exists() and not (force or resume):
+        raise OutputExistsError(
+            f"`{path}` exists already", hint="--resume goes on with it, --force replaces it"
+        )
+    result = collect(
+        text_path,
+        mmproj_path,
+        samples,
+        out=path,
+        options=Options(
+            image_weight=image_weight, max_tokens=max_tokens, resume=resume, n_threads=threads
+        ),
+        progress=progress,
+        note=note,
+    )
+    _show(result, path, seconds=perf_counter() - start, json=json, quiet=quiet)
+
+
+def _samples(
+    name: str, *, images: Path | None, prompts: Path | None, answers: bool
+) -> Sequence[Sample]:
+    from edgevlm.build.resolve import BUILT_IN, built_in_folder
+    from edgevlm.calibrate.run import Sample
+    from edgevlm.drift.prompts import read_prompts
+    from edgevlm.errors import PromptError, SourceNotFoundError
+
+    if images is not None and prompts is not None:
+        raise typer.BadParameter("--prompts names the images: leave out --images")
+    if images is None and prompts is None:
+        if name != BUILT_IN:
+            raise SourceNotFoundError(
+                f"no images to calibrate `{name}` with",
+                hint="--images DIR with some dozens of images like yours, or --prompts FILE.jsonl;"
+                " the built-in images suit `shapes` alone",
+            )
+        prompts = built_in_folder() / "prompts.jsonl"
+    if prompts is not None:
+        read = read_prompts(prompts)
+        if answers and any(one.answer is None for one in read):
+            raise PromptError(f"`{prompts}` has prompts without an answer", hint="see --answers")
+        return [
+            Sample(
+                image=prompts.parent / one.image,
+                prompt=one.prompt,
+                answer=one.answer if answers else None,
+            )
+            for one in read
+        ]
+    if answers:
+        raise typer.BadParameter("--answers are those of --prompts")
+    if images is None or not images.is_dir():
+        raise SourceNotFoundError(f"there is no folder `{images}`", hint="check the path")
+    found = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise SourceNotFoundError(
+            f"`{images}` has no images", hint=f"known endings: {', '.join(sorted(_SUFFIXES))}"
+        )
+    return [Sample(image=path, prompt=prompt) for path in found for prompt in STOCK_PROMPTS]
+
+
+def _show(result: Calibrated, path: Path, *, seconds: float, json: bool, quiet: bool) -> None:
+    from dataclasses import asdict
+
+    from edgevlm.cli import console
+    from edgevlm.cli.built import peak_rss_bytes
+    from edgevlm.files import human_bytes
+
+    peak = peak_rss_bytes()
+    if json:
+        console.print_json(
+            {
+                "file": str(path),
+                **asdict(result),
+                "seconds": round(seconds, 3),
+                "peak_rss_bytes": peak,
+            }
+        )
+        return
+    rows = ", ".join(f"{n_rows:,} {kind}" for kind, n_rows in sorted(result.n_rows.items()))
+    before = f" after {result.n_before} of an earlier run" if result.n_before else ""
+    console.out().print(f"{result.n_run} prompts{before}: {rows} rows", markup=False)
+    if result.skipped:
+        console.out().print(f"{len(result.skipped)} images could not be read", markup=False)
+    if result.unseen:
+        some = ", ".join(result.unseen[:3])
+        console.out().print(
+            f"{len(result.unseen)} experts saw no token and will count evenly: {some}"
+            + (" ..." if len(result.unseen) > 3 else ""),
+            markup=False,
+        )
+    console.note(
+        f"wrote {path}: {result.n_matrices} matrices, in {seconds:.1f} s, peak memory"
+        f" {human_bytes(peak)}\nnext: edgevlm quantize MODEL --level LEVEL --imatrix {path}",
+        quiet=quiet,
+    )
