@@ -77,7 +77,6 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "minicpmv4_6": _minicpm,
         "glm4v": _glm,
         "glm_ocr": _glm,
-        "paddleocr_vl": _paddleocr,
         "gemma3": _gemma,
         "internvl": _internvl,
         "qianfan_ocr": _internvl,
@@ -125,12 +124,6 @@ def _qwen(folder: Path, checkpoint: Checkpoint) -> Inputs:
 def _glm(folder: Path, checkpoint: Checkpoint) -> Inputs:
     images_of = _module("glm4v.image_processing_pil_glm4v").Glm4vImageProcessorPil
     return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _GLM_PAD)
-
-
-def _paddleocr(folder: Path, checkpoint: Checkpoint) -> Inputs:
-    module = _module("paddleocr_vl.image_processing_pil_paddleocr_vl")
-    images_of = module.PaddleOCRVLImageProcessorPil
-    return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _ERNIE_PAD)
 
 
 def _of_patches(folder: Path, checkpoint: Checkpoint, processor: Any, pad: str) -> Inputs:
