@@ -59,11 +59,15 @@ class Mixture:
     def read(cls, file: GGUFFile) -> Mixture:
         """Return the experts that a header names."""
         name = file.architecture
+        ffn = max(numbers(file, f"{name}.expert_feed_forward_length"), default=0)
+        # GLM-4.5 names how many there are, each as wide as another.
+        n_shared = max(numbers(file, f"{name}.expert_shared_count"), default=0)
+        wide = numbers(file, f"{name}.expert_shared_feed_forward_length")
         return cls(
             n_experts=max(numbers(file, f"{name}.expert_count"), default=0),
             n_used=max(numbers(file, f"{name}.expert_used_count"), default=0),
-            ffn=max(numbers(file, f"{name}.expert_feed_forward_length"), default=0),
-            shared_ffn=max(numbers(file, f"{name}.expert_shared_feed_forward_length"), default=0),
+            ffn=ffn,
+            shared_ffn=max(wide, default=n_shared * ffn),
         )
 
 

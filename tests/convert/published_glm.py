@@ -1,9 +1,11 @@
-"""The configurations of GLM-OCR and GLM-4.1V as published, and the tensors of such checkpoints.
+"""GLM-OCR, GLM-4.1V and GLM-4.5V as published: configurations, and the tensors of checkpoints.
 
 Put together from public copies of their config.json: GLM-OCR's from a fine-tuner's documentation
 (Vastai VastModelZOO), its 526 tensors and their sum from zhutao100/GLM-OCR-Swift
 (docs/GLM-OCR_model.md), the names of its layer for multi-token prediction from vLLM's and sglang's
-loaders; GLM-4.1V-9B's (GLM-4.6V-Flash has the same shapes) from an audit of transformers' class.
+loaders; GLM-4.1V-9B's (GLM-4.6V-Flash has the same shapes) from an audit of transformers' class;
+GLM-4.5V's from llama.cpp pull request 15026 about its text model, transformers' defaults for the
+rest, and its experts one by one from memory of transformers 4.
 """
 
 from __future__ import annotations
@@ -94,6 +96,48 @@ PUBLISHED: Mapping[str, Config] = {
             "out_hidden_size": 4096,
         },
     },
+    "GLM-4.5V": {
+        "architectures": ["Glm4vMoeForConditionalGeneration"],
+        "image_token_id": 151363,
+        "model_type": "glm4v_moe",
+        "text_config": {
+            "attention_bias": True,
+            "eos_token_id": [151329, 151336, 151338],
+            "first_k_dense_replace": 1,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 10944,
+            "max_position_embeddings": 65536,
+            "model_type": "glm4v_moe_text",
+            "moe_intermediate_size": 1408,
+            "n_group": 1,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_attention_heads": 96,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 46,
+            "num_key_value_heads": 8,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"},
+            "rope_theta": 10000.0,
+            "routed_scaling_factor": 1.0,
+            "topk_group": 1,
+            "vocab_size": 151552,
+        },
+        "tie_word_embeddings": False,
+        "vision_config": {
+            **_VISION,
+            "attention_bias": False,
+            "hidden_size": 1536,
+            "intermediate_size": 10944,
+            "model_type": "glm4v_moe",
+            "num_heads": 12,
+            "out_hidden_size": 4096,
+        },
+    },
 }
 
 
@@ -109,7 +153,11 @@ def tensor_shapes(config: Config) -> Shapes:
     n_predictors = text.get("num_nextn_predict_layers", 0)
     for layer in range(n_layers + n_predictors):
         prefix = f"model.language_model.layers.{layer}."
-        shapes |= _layer(prefix, text, biased=config["model_type"] != "glm_ocr")
+        make = _sparse_layer if "n_routed_experts" in text else _layer
+        biased = config["model_type"] != "glm_ocr"
+        shapes |= make(
+            prefix, text, biased=biased, dense=layer < text.get("first_k_dense_replace", 0)
+        )
         shapes |= predictor_shapes(prefix, text) if layer >= n_layers else {}
     return shapes | _tower(config["vision_config"], ocr=config["model_type"] == "glm_ocr")
 
@@ -127,21 +175,52 @@ def predictor_shapes(prefix: str, text: Config) -> Shapes:
     }
 
 
-def _layer(prefix: str, text: Config, *, biased: bool) -> Shapes:
+def _layer(prefix: str, text: Config, *, biased: bool, dense: bool = True) -> Shapes:
+    del dense
     width, n_ff = text["hidden_size"], text["intermediate_size"]
-    head = text.get("head_dim", width // text["num_attention_heads"])
-    n_query, n_key = (text[f"num_{kind}_heads"] * head for kind in ("attention", "key_value"))
-    shapes: Shapes = {
-        f"{prefix}self_attn.o_proj.weight": (width, n_query),
+    shapes = {
+        **_attention(prefix, text, biased=biased),
         f"{prefix}mlp.gate_up_proj.weight": (2 * n_ff, width),
         f"{prefix}mlp.down_proj.weight": (width, n_ff),
     }
+    for name in ("input", "post_attention", "post_self_attn", "post_mlp"):
+        shapes[f"{prefix}{name}_layernorm.weight"] = (width,)
+    return shapes
+
+
+def _sparse_layer(prefix: str, text: Config, *, biased: bool, dense: bool) -> Shapes:
+    width, n_ff = text["hidden_size"], text["moe_intermediate_size"]
+    shapes = _attention(prefix, text, biased=biased)
+    for name in ("input", "post_attention"):
+        shapes[f"{prefix}{name}_layernorm.weight"] = (width,)
+    if dense:
+        return shapes | _gated(f"{prefix}mlp.", width, text["intermediate_size"])
+    n_experts = text["n_routed_experts"]
+    shapes[f"{prefix}mlp.gate.weight"] = (n_experts, width)
+    shapes[f"{prefix}mlp.gate.e_score_correction_bias"] = (n_experts,)
+    shapes |= _gated(f"{prefix}mlp.shared_experts.", width, text["n_shared_experts"] * n_ff)
+    for number in range(n_experts):
+        shapes |= _gated(f"{prefix}mlp.experts.{number}.", width, n_ff)
+    return shapes
+
+
+def _gated(prefix: str, width: int, n_ff: int) -> Shapes:
+    return {
+        f"{prefix}gate_proj.weight": (n_ff, width),
+        f"{prefix}up_proj.weight": (n_ff, width),
+        f"{prefix}down_proj.weight": (width, n_ff),
+    }
+
+
+def _attention(prefix: str, text: Config, *, biased: bool) -> Shapes:
+    width = text["hidden_size"]
+    head = text.get("head_dim", width // text["num_attention_heads"])
+    n_query, n_key = (text[f"num_{kind}_heads"] * head for kind in ("attention", "key_value"))
+    shapes: Shapes = {f"{prefix}self_attn.o_proj.weight": (width, n_query)}
     for name, n_out in (("q", n_query), ("k", n_key), ("v", n_key)):
         shapes[f"{prefix}self_attn.{name}_proj.weight"] = (n_out, width)
         if biased:
             shapes[f"{prefix}self_attn.{name}_proj.bias"] = (n_out,)
-    for name in ("input", "post_attention", "post_self_attn", "post_mlp"):
-        shapes[f"{prefix}{name}_layernorm.weight"] = (width,)
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""GLM-OCR and GLM-4.1V: published sizes over shapes alone, the layer that is left out, refusals."""
+"""GLM-OCR, GLM-4.1V, GLM-4.5V: published sizes over shapes alone, what is left out, refusals."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ PREPROCESSOR: Config = {
     "size": {"shortest_edge": 12544, "longest_edge": 9633792},
     "temporal_patch_size": 2,
 }
-# GLM-OCR's as counted in its file; the other's is the sum of its shapes, and of the right size.
+# GLM-OCR's as counted in its file; the others' are sums of their shapes, and of the right size.
 N_PARAMETERS: Mapping[str, tuple[int, int]] = {
     "GLM-OCR": (526, 1_325_258_240),
     "GLM-4.1V-9B": (704, 10_292_777_472),
+    "GLM-4.5V": (18106, 107_710_933_120),
 }
 Change = Callable[[Config], object]
 
@@ -73,11 +74,12 @@ def test_every_published_size_is_taken(tmp_path: Path, name: str) -> None:
     assert set(ledger.dropped) == {key for key in shapes if is_ocr and key.startswith(stem)}
     keys = {**parts["text"].metadata, **parts["text"].late_metadata}
     values: dict[str, Any] = {key: one.value for key, one in keys.items()}
-    assert values["glm4.block_count"] == config["text_config"]["num_hidden_layers"]
-    assert values["glm4.rope.dimension_count"] == (128 if is_ocr else 64)
+    prefix = "glm4moe" if name == "GLM-4.5V" else "glm4"
+    assert values[f"{prefix}.block_count"] == config["text_config"]["num_hidden_layers"]
+    assert values[f"{prefix}.rope.dimension_count"] == (128 if is_ocr else 64)
     sections = [16, 24, 24, 0] if is_ocr else [8, 12, 12, 0]
-    assert list(values["glm4.rope.dimension_sections"]) == sections
-    assert "glm4.nextn_predict_layers" not in values
+    assert list(values[f"{prefix}.rope.dimension_sections"]) == sections
+    assert f"{prefix}.nextn_predict_layers" not in values
     mmproj = parts["mmproj"].late_metadata
     assert mmproj["clip.vision.image_min_pixels"].value == 8 * 28 * 28
     assert mmproj["clip.vision.image_max_pixels"].value == 6144 * 28 * 28
@@ -219,9 +221,39 @@ def test_pixels_that_the_runtime_makes_otherwise(
     assert caught.value.hint
 
 
-def test_experts_are_refused_by_name(checkpoint: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"n_group": 2}, "n_group"),
+        ({"topk_group": 2}, "topk_group"),
+        ({"n_shared_experts": 0}, "n_shared_experts"),
+        ({"n_routed_experts": 1}, "n_routed_experts"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok"),
+        ({"first_k_dense_replace": 3}, "first_k_dense_replace"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+    ],
+    ids=str,
+)
+def test_experts_that_llama_cpp_does_not_choose(
+    checkpoint: Callable[[str], Path], changes: Config, key: str
+) -> None:
+    folder = checkpoint("glm4v_moe")
+    changed(folder, lambda values: values["text_config"].update(changes))
+    with pytest.raises(CheckpointError, match=key) as caught:
+        plan_conversion(folder)
+    assert caught.value.hint
+
+
+def test_the_class_of_glm_46v_takes_experts_too(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("glm4v_moe")
+    names = [tensor.info.name for tensor in plan_conversion(folder).text.tensors]
+    changed(folder, lambda values: values.update(architectures=["Glm46VForConditionalGeneration"]))
+    assert [tensor.info.name for tensor in plan_conversion(folder).text.tensors] == names
+
+
+def test_another_text_model_is_refused_by_name(checkpoint: Callable[[str], Path]) -> None:
     folder = checkpoint("glm46v")
-    changed(folder, lambda values: values["text_config"].update(model_type="glm4v_moe_text"))
-    with pytest.raises(UnsupportedArchitectureError, match="glm4v_moe_text") as caught:
+    changed(folder, lambda values: values["text_config"].update(model_type="glm5_next_text"))
+    with pytest.raises(UnsupportedArchitectureError, match="glm5_next_text") as caught:
         plan_conversion(folder)
     assert "glm4v_text" in caught.value.hint

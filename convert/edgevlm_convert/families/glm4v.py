@@ -1,4 +1,4 @@
-"""GLM-4.1V (and GLM-4.6V-Flash, of the same class or its twin `Glm46V`): a tower with positions.
+"""GLM-4.1V to GLM-4.6V, dense and with experts: a tower with a table of positions, and GLM-4.
 
 Facts: what the graph fixes from tools/mtmd/models/glm4v.cpp; config keys, defaults and widths from
 transformers' `Glm4vVisionConfig` and modeling_glm4v.py; the image span from its chat template.
@@ -10,6 +10,7 @@ from edgevlm_convert.config import MAX_WIDTH
 from edgevlm_convert.family import Family, Part, Projector, Source
 from edgevlm_convert.prefixes import Prefixes
 from edgevlm_convert.text.glm4 import GLM4V_TEXT
+from edgevlm_convert.text.glm4_moe import GLM4V_MOE_TEXT
 from edgevlm_convert.towers.glm import PROJECTOR_TYPE, GlmTower, build_glm_tower, read_glm_sizes
 from edgevlm_convert.towers.qwen import read_n_out
 
@@ -49,9 +50,13 @@ def build_vision(source: Source) -> Part:
 
 FAMILY = Family(
     name="glm4v",
-    architectures=("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
-    vision_models=("glm4v_vision", "glm4v"),
-    text_models=(GLM4V_TEXT,),
+    architectures=(
+        "Glm4vForConditionalGeneration",
+        "Glm46VForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+    ),
+    vision_models=("glm4v_vision", "glm4v", "glm4v_moe_vision", "glm4v_moe"),
+    text_models=(GLM4V_TEXT, GLM4V_MOE_TEXT),
     prefixes=Prefixes(
         text="model.language_model.", vision="model.visual.", projector="model.visual."
     ),

@@ -17,8 +17,8 @@ from edgevlm_convert.rules import Rename, Rule, Split
 from edgevlm_convert.shape_rules import Stack, Transposed, TransposedMatrices
 from edgevlm_convert.text.decoder import matrices
 
-# LLAMA_MAX_EXPERTS, src/llama-hparams.h.
-_MAX_EXPERTS = 1024
+# LLAMAMAX_EXPERTS, src/llama-hparams.h.
+MAX_EXPERTS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def read_experts(text: Section, *, shared: bool = False) -> Experts:
     """
     # transformers writes either name for the same number.
     key = "num_local_experts" if text.has("num_local_experts") else "num_experts"
-    n_experts = text.integer(key, low=1, high=_MAX_EXPERTS)
+    n_experts = text.integer(key, low=1, high=MAX_EXPERTS)
     text.require("decoder_sparse_step", (1,), default=1)
     if text.has("mlp_only_layers") and text.raw("mlp_only_layers") != []:
         text.fail("mlp_only_layers", "[]: llama.cpp takes every layer to have experts")
@@ -103,7 +103,7 @@ def expert_rules(
             shape=(experts.n_experts, n_embd),
             precision="f32",
         ),
-        *_routed(source, f"{mlp}experts.", target, n_embd, experts),
+        *routed_rules(source, f"{mlp}experts.", target, n_embd, experts),
     ]
     if experts.n_ff_shared:
         n_ff = experts.n_ff_shared
@@ -127,8 +127,18 @@ def expert_rules(
     return rules
 
 
-def _routed(source: Source, prefix: str, target: str, n_embd: int, experts: Experts) -> list[Rule]:
-    """Return the rules of the experts that a router chooses from, however they are stored."""
+def routed_rules(
+    source: Source, prefix: str, target: str, n_embd: int, experts: Experts
+) -> list[Rule]:
+    """Return the rules of the experts that a router chooses from, however they are stored.
+
+    Args:
+        source: of the model; which tensors it has decides how its experts are read.
+        prefix: of the experts' tensors in the checkpoint.
+        target: of the layer's tensors in the file.
+        n_embd: width of the residual stream.
+        experts: numbers of the mixture.
+    """
     n, n_ff = experts.n_experts, experts.n_ff
     gate_up, down = (f"{prefix}{name}_proj" for name in ("gate_up", "down"))
     halves = (f"{target}ffn_gate_exps.weight", f"{target}ffn_up_exps.weight")

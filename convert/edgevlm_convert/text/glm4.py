@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgevlm_convert.config import MAX_LAYERS
 from edgevlm_convert.family import Part, Source, TextArchitecture
-from edgevlm_convert.metadata import array, u32
+from edgevlm_convert.metadata import Value, array, u32
 from edgevlm_convert.rules import Drop, Rule, Shape, Transform
 from edgevlm_convert.text.decoder import (
     Sizes,
@@ -52,7 +52,7 @@ _OCR_DEFAULTS = {
     "max_position_embeddings": 131072,
     "vocab_size": 59392,
 }
-_SECTIONS = (8, 12, 12)
+SECTIONS = (8, 12, 12)
 # The turn that follows an answer ends it; llama.cpp does not know the token by its text.
 _END_OF_TURN = "<|user|>"
 
@@ -67,7 +67,7 @@ def build_glm4v_text(source: Source) -> Part:
     sizes = read_sizes(source.text)
     # transformers takes hidden_size / num_attention_heads, whatever `head_dim` says.
     require_usual_heads(source.text, sizes)
-    return _build(source, sizes, qkv_bias=True, n_predictors=0)
+    return _build(source, sizes, ocr=False)
 
 
 def build_glm_ocr_text(source: Source) -> Part:
@@ -76,24 +76,21 @@ def build_glm_ocr_text(source: Source) -> Part:
     Raises:
         CheckpointError: as `build_glm4v_text`.
     """
-    text = source.text
-    n_predictors = text.integer("num_nextn_predict_layers", low=0, high=MAX_LAYERS, default=0)
-    return _build(source, read_sizes(text), qkv_bias=False, n_predictors=n_predictors)
+    return _build(source, read_sizes(source.text), ocr=True)
 
 
-def _build(source: Source, sizes: Sizes, *, qkv_bias: bool, n_predictors: int) -> Part:
+def _build(source: Source, sizes: Sizes, *, ocr: bool) -> Part:
     text = source.text
     text.require("hidden_act", ("silu",), default="silu")
     n_rotated = read_n_rotated(text, head_dim=sizes.head_dim, default=1.0)
     rope = read_rope(text, head_dim=n_rotated, kinds=PLAIN_KINDS, partial=True)
-    sections = read_sections(rope, default=_SECTIONS, half=n_rotated // 2, interleaved=False)
+    sections = read_sections(rope, default=SECTIONS, half=n_rotated // 2, interleaved=False)
     rules = model_rules(source, sizes.n_embd)
     for layer in range(sizes.n_layers):
         names = f"{source.prefixes.text}layers.{layer}.", f"blk.{layer}."
-        rules += _layer_rules(*names, sizes, n_rotated, qkv_bias=qkv_bias)
-    end = source.token_id(_END_OF_TURN)
+        rules += _layer_rules(*names, sizes, n_rotated, qkv_bias=not ocr)
     return Part(
-        rules=(*rules, *_dropped(source, sizes.n_layers, n_predictors)),
+        rules=(*rules, *(predictor_rules(source, sizes.n_layers) if ocr else ())),
         metadata={
             **size_metadata(_NAME, text, sizes, rope),
             f"{_NAME}.rope.dimension_sections": array("INT32", sections),
@@ -103,14 +100,26 @@ def _build(source: Source, sizes: Sizes, *, qkv_bias: bool, n_predictors: int) -
         },
         late_metadata={
             f"{_NAME}.rope.dimension_count": u32(n_rotated),
-            **({} if end is None else {"tokenizer.ggml.eot_token_id": u32(end)}),
+            **end_of_turn(source),
         },
     )
 
 
-def _dropped(source: Source, n_layers: int, n_predictors: int) -> list[Rule]:
-    """Return the rules of the layers for multi-token prediction, which stand behind the others."""
-    reason = "multi-token prediction: llama.cpp's graph of this architecture does not use it"
+def end_of_turn(source: Source) -> dict[str, Value]:
+    """Return the key of the token that ends an answer, for runtimes that read no other list."""
+    end = source.token_id(_END_OF_TURN)
+    return {} if end is None else {"tokenizer.ggml.eot_token_id": u32(end)}
+
+
+def predictor_rules(source: Source, n_layers: int) -> list[Rule]:
+    """Return the rules of layers for multi-token prediction, which stand behind the others.
+
+    Raises:
+        CheckpointError: `num_nextn_predict_layers` is absurd.
+    """
+    key = "num_nextn_predict_layers"
+    n_predictors = source.text.integer(key, low=0, high=MAX_LAYERS, default=0)
+    reason = "multi-token prediction: answers are written token by token"
     stems = tuple(
         f"{source.prefixes.text}layers.{layer}."
         for layer in range(n_layers, n_layers + n_predictors)

@@ -64,5 +64,6 @@ RECIPES: dict[str, Recipe] = {
         glm_ocr.RECIPE,
         glm4v.RECIPE,
         glm4v.GLM46V,
+        glm4v.MOE,
     )
 }
