@@ -183,12 +183,9 @@ def _plan(
     profile = level.profile if level else None
     wanted_mmproj = mmproj_level or (profile.mmproj.type if profile else None)
     encoder = level.encoder() if level else None
+    importance = level.projector_importance() if level else None
     projector_encoder = (
-        mmproj_encoder(
-            wanted_mmproj,
-            profile=profile,
-            importance=level.projector_importance() if level else None,
-        )
+        mmproj_encoder(wanted_mmproj, profile=profile, importance=importance)
         if wanted_mmproj
         else None
     )
@@ -224,7 +221,7 @@ def _plan(
             profile=profile_name(projector_encoder),
             plan=conversion.mmproj,
             encoder=projector_encoder,
-            imatrix=level.record if level and level.projector_importance() else None,
+            imatrix=level.record if level and importance else None,
         ),
     )
     if profile is not None:

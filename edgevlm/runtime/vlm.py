@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import ModelLoadError
 from edgevlm.native.channel_sums import ChannelSums
-from edgevlm.native.projector import EncodedImage, open_projector
+from edgevlm.native.projector import EncodedImage, Projector, open_projector
 from edgevlm.native.sampler import open_sampler
 from edgevlm.native.text_context import (
     ContextOptions,
@@ -32,7 +32,7 @@ from edgevlm.runtime.footprint import DEFAULT_N_CTX
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
 from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
-from edgevlm.runtime.prompt import Message, conversation
+from edgevlm.runtime.prompt import ImageSpan, Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.sliced_projector import with_canvas
 from edgevlm.runtime.threads import default_threads
@@ -340,35 +340,57 @@ def open_vlm(
         )
         context = stack.enter_context(open_context(text_model, options, sums=sums))
         projector = None
-        if mmproj is not None:
-            row_order = check_class_token(mmproj)
-            projector = stack.enter_context(
-                open_projector(
-                    mmproj,
-                    text_model,
-                    n_threads=n_threads or default_threads(mmproj),
-                    device=device,
-                    flash_attention=options.flash_attention,
-                    observe=strict,
-                    sums=sums,
-                    row_end=span.row_end if span else b"",
-                    max_tokens=span.max_tokens if span else 0,
-                    row_order=row_order,
-                )
+        if mmproj is not None and span is not None:
+            opened = _projector_of(
+                mmproj,
+                text_model,
+                span,
+                n_threads=n_threads or default_threads(mmproj),
+                device=device,
+                strict=strict,
+                flash_attention=options.flash_attention,
+                sums=sums,
             )
-        layouter = Layouter(
-            model=text_model,
-            projector=with_canvas(projector, span.canvas if span else None),
-            facts=facts,
-            span=span,
-            chat_template=chat_template,
-        )
+            projector = stack.enter_context(opened)
+        canvas = with_canvas(projector, span.canvas if span else None)
         yield VLM(
             model=text_model,
             context=context,
-            layouter=layouter,
+            layouter=Layouter(
+                model=text_model,
+                projector=canvas,
+                facts=facts,
+                span=span,
+                chat_template=chat_template,
+            ),
             sampling_defaults=facts.sampling,
         )
+
+
+def _projector_of(
+    path: Path,
+    model: TextModel,
+    span: ImageSpan,
+    *,
+    n_threads: int,
+    device: str,
+    strict: bool,
+    flash_attention: FlashAttention,
+    sums: ChannelSums | None,
+) -> AbstractContextManager[Projector]:
+    return open_projector(
+        path,
+        model,
+        n_threads=n_threads,
+        device=device,
+        flash_attention=flash_attention,
+        observe=strict,
+        sums=sums,
+        row_end=span.row_end,
+        max_tokens=span.max_tokens,
+        row_order=check_class_token(path),
+        plain_scale=span.plain_scale,
+    )
 
 
 def _context_length(asked: int | None, n_ctx_train: int) -> int:
