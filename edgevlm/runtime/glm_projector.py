@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from edgevlm.errors import GGUFError
+from edgevlm.errors import GGUFError, ModelLoadError
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.header import numbers
 from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
@@ -23,18 +23,25 @@ _MOST_OF_ALL = 1 << 16
 _MERGE = 2
 _KERNEL_TYPES = ("F32", "F16")
 _POSITIONS = "v.position_embd"
+_TEXT_MODELS = ("glm4", "glm4moe")
 Shape = tuple[int, ...]
 
 
-def check_glm(file: GGUFFile) -> StretchCanvas:
+def check_glm(file: GGUFFile, text: GGUFFile) -> StretchCanvas:
     """Check numbers and tensors of a projector of type `glm4v`, whose numbers are positive.
+
+    Args:
+        file: the projector's.
+        text: the text model's.
 
     Returns:
         How its images are stretched.
 
     Raises:
         GGUFError: a number is absurd, a tensor is missing or has another shape than they say.
+        ModelLoadError: the text model has no positions of images.
     """
+    _check_positions(text)
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     types = {tensor.name: tensor.type for tensor in file.tensors}
     width, n_heads = number(file, "embedding_length"), number(file, "attention.head_count")
@@ -62,6 +69,21 @@ def check_glm(file: GGUFFile) -> StretchCanvas:
                 hint=HINT,
             )
     return read_canvas(file)
+
+
+def _check_positions(text: GGUFFile) -> None:
+    """Refuse a text model of one row of positions (src/models/glm4.cpp ends the process).
+
+    GLM-4 without a tower, and files of old converters, are such.
+    """
+    if text.architecture not in _TEXT_MODELS:
+        return
+    sections = numbers(text, f"{text.architecture}.rope.dimension_sections")
+    if len(sections) < 2 or min(sections[:2]) <= 0:
+        raise ModelLoadError(
+            f"`{text.path}` has no positions of images: rope.dimension_sections is {sections}",
+            hint="it is a text model alone, or of an old converter: convert its checkpoint again",
+        )
 
 
 def _around(file: GGUFFile, shapes: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -181,7 +181,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind == "internvl":
         return replace(span, canvas=check_internvl(file))
     if kind == "glm4v":
-        canvas = check_glm(file)
+        canvas = check_glm(file, text)
         return replace(
             span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
         )

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgevlm_convert import ConversionPlan, convert_checkpoint, plan_conversion
-from edgevlm_convert.metadata import u32
+from edgevlm_convert.metadata import array, u32
 from PIL import Image
 
-from edgevlm.errors import GGUFError, ImageError
+from edgevlm.errors import GGUFError, ImageError, ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.stretch_canvas import StretchCanvas
 from edgevlm.runtime.vlm import open_vlm
-from tests.convert.mutations import Mutation, instead, mmproj, nothing, without
+from tests.convert.mutations import Mutation, instead, mmproj, nothing, text, without
 from tests.goldens.files import drawn_image, redraw
 
 VISION = "clip.vision."
@@ -77,6 +77,18 @@ def test_a_broken_one_is_refused(plan: ConversionPlan, tmp_path: Path, blamed: s
     with pytest.raises(GGUFError) as caught:
         check_projector(projector, check_text_model(text_path)[0])
     assert blamed in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("sections", [None, [0, 8, 8, 0], [8, 0, 8, 0], [16]], ids=str)
+def test_a_text_model_without_positions_of_images_is_refused(
+    plan: ConversionPlan, tmp_path: Path, sections: list[int] | None
+) -> None:
+    values = None if sections is None else array("INT32", sections)
+    changed = text(nothing, {"glm4.rope.dimension_sections": values})(plan)
+    text_path, projector = _written(changed, tmp_path)
+    with pytest.raises(ModelLoadError, match="no positions of images") as caught:
+        check_projector(projector, check_text_model(text_path)[0])
     assert caught.value.hint
 
 
