@@ -81,12 +81,14 @@ def isolated(work: Callable[[], str], *, seconds: float) -> End:
     if not ready:
         return End(kind="hang", said=text)
     if os.WIFSIGNALED(status):
-        lines = [signal.Signals(os.WTERMSIG(status)).name, *text.splitlines()[-3:]]
+        told = [line.rpartition("/")[2] for line in text.splitlines() if "ASSERT" in line]
+        lines = [signal.Signals(os.WTERMSIG(status)).name, *(told or text.splitlines()[-3:])]
         return End(kind="crash", said=" | ".join(lines))
     return End(kind=ENDS[os.WEXITSTATUS(status)], said=text)
 
 
 def _child(work: Callable[[], str], writing: int) -> None:
+    os.environ["GGML_NO_BACKTRACE"] = "1"
     # llama.cpp's last words go to the descriptor, Python's own through it too.
     os.dup2(writing, 2)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))

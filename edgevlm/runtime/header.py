@@ -12,6 +12,12 @@ def numbers(file: GGUFFile, key: str) -> list[int]:
     return [item for item in items if isinstance(item, int)]
 
 
+def number(file: GGUFFile, key: str) -> int:
+    """Return the whole number at `key`, 0 when there is none, or an array."""
+    value = file.metadata.get(key)
+    return 0 if value is None or value.is_array else next(iter(numbers(file, key)), 0)
+
+
 def text(file: GGUFFile, key: str) -> str:
     """Return the text at `key`, "" when absent."""
     value = file.metadata.get(key)

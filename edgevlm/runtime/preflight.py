@@ -17,12 +17,14 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
+from edgevlm.runtime.header_numbers import check_projector_numbers, check_text_numbers
 from edgevlm.runtime.internvl_projector import check_internvl
 from edgevlm.runtime.janus_projector import around_image, check_janus
 from edgevlm.runtime.lfm2_canvas import MAX_ASPECT as MAX_LFM2_ASPECT
 from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
 from edgevlm.runtime.minicpm_projector import check_minicpm
 from edgevlm.runtime.mlp_projector import check_mlp
+from edgevlm.runtime.paddleocr_projector import check_paddleocr
 from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.sampling import SamplingParams
@@ -117,6 +119,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     for key in _POSITIVE_TEXT_KEYS:
         _check_positive(file, f"{file.architecture}.{key}")
     _check_deepstack(file)
+    check_text_numbers(file)
     check_short_convolution(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
@@ -163,6 +166,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
             f"the projector type {kind!r} of `{path}` is not supported",
             hint=f"supported: {', '.join(IMAGE_SPANS)}; see `edgevlm families`",
         )
+    check_projector_numbers(file, kind or "")
     if kind == "qwen2.5vl_merger":
         _check_windows(file)
     if kind == "mlp":
@@ -185,6 +189,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(
             span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
         )
+    if kind == "paddleocr":
+        return replace(span, max_aspect=MAX_STRETCH_ASPECT, canvas=check_paddleocr(file))
     if kind == "lfm2":
         return replace(span, max_aspect=MAX_LFM2_ASPECT, canvas=check_lfm2(file))
     if kind == "minicpmv4_6":

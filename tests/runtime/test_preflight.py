@@ -179,6 +179,16 @@ def test_vocabulary_without_a_token_that_libmtmd_writes(
         {"clip.vision.block_count": "two"},
         {"clip.has_vision_encoder": False},
         {"split.count": 2},
+        # libmtmd asserts the type of each key that it reads.
+        {"clip.vision.patch_size": 16.0},
+        {"clip.vision.patch_size": [16, 16]},
+        {"clip.vision.feed_forward_length": True},
+        {"clip.use_gelu": 1},
+        {"clip.vision.attention.layer_norm_epsilon": 1},
+        {"clip.vision.attention.layer_norm_epsilon": -1.0},
+        {"clip.vision.attention.layer_norm_epsilon": float("nan")},
+        {"clip.vision.attention.head_count": 3},
+        {"clip.vision.spatial_merge_size": 3},
     ],
 )
 def test_absurd_projectors(text: Path, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -198,6 +208,11 @@ def test_absurd_projectors(text: Path, tmp_path: Path, change: dict[str, Any]) -
         {"general.type": "imatrix"},
         {"tokenizer.ggml.tokens": "none"},
         {"tokenizer.ggml.token_type": [1, 3]},
+        {"qwen3vl.attention.layer_norm_rms_epsilon": -1.0},
+        {"qwen3vl.attention.layer_norm_rms_epsilon": float("inf")},
+        {"qwen3vl.rope.dimension_sections": [8, 5, 5, 0]},
+        {"qwen3vl.rope.dimension_sections": [0, 0, 0, 4]},
+        {"qwen3vl.rope.dimension_sections": [-8, 8, 8, 0]},
     ],
 )
 def test_absurd_text_models(tmp_path: Path, change: dict[str, Any]) -> None:
