@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import ModelLoadError
 from edgevlm.native.channel_sums import ChannelSums
 from edgevlm.native.projector import EncodedImage, Projector, open_projector
 from edgevlm.native.sampler import open_sampler
@@ -26,9 +25,9 @@ from edgevlm.native.text_model import ModelOptions, TextModel, open_text_model
 from edgevlm.runtime.answer import Answer, ContextPolicy, ImageCost, Timings
 from edgevlm.runtime.answer_stream import REASONING_TAGS, AnswerStream, opened_tag
 from edgevlm.runtime.class_token import check_class_token
+from edgevlm.runtime.context_length import context_length
 from edgevlm.runtime.context_policy import ContextFitter, Limits
 from edgevlm.runtime.decode import Decoder, Ending, sampler_options
-from edgevlm.runtime.footprint import DEFAULT_N_CTX
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
 from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
@@ -331,7 +330,7 @@ def open_vlm(
         text_model.add_ends(facts.end_token_ids)
         text_model.add_tags([tag for tags in REASONING_TAGS for tag in tags])
         options = ContextOptions(
-            n_ctx=_context_length(n_ctx, text_model.n_ctx_train),
+            n_ctx=context_length(n_ctx, text_model.n_ctx_train),
             n_batch=max(ContextOptions.n_batch, span.n_whole if span else 0),
             n_threads=n_threads or default_threads(model),
             kv_type="F32" if strict else kv_type,
@@ -391,17 +390,6 @@ def _projector_of(
         row_order=check_class_token(path),
         plain_scale=span.plain_scale,
     )
-
-
-def _context_length(asked: int | None, n_ctx_train: int) -> int:
-    if asked is None:
-        return min(DEFAULT_N_CTX, n_ctx_train)
-    if not 0 < asked <= n_ctx_train:
-        raise ModelLoadError(
-            f"a context of {asked} tokens is asked, the model was trained for {n_ctx_train}",
-            hint=f"use `--ctx` between 1 and {n_ctx_train}",
-        )
-    return asked
 
 
 def _ms_since(started: float) -> float:
