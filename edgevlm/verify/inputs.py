@@ -67,6 +67,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "qwen2_5_vl": _qwen,
         "qwen3_vl": _qwen,
         "qwen3_vl_moe": _qwen,
+        "cosmos3_omni": _qwen,
         "qwen3_5": _qwen,
         "qwen3_5_moe": _qwen,
         "idefics3": _tiles,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
+from edgevlm_convert.families.cosmos3_omni import FAMILY as COSMOS3_OMNI
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.glm4v import FAMILY as GLM4V
@@ -32,6 +33,7 @@ from edgevlm_convert.json_file import quoted
 FAMILIES: tuple[Family, ...] = (
     QWEN3_VL,
     QWEN3_VL_MOE,
+    COSMOS3_OMNI,
     QWEN3_5,
     QWEN3_5_MOE,
     QWEN2_5_VL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import (
+    cosmos3_omni,
     gemma3,
     gemma3_variants,
     glm4v,
@@ -33,6 +34,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         QWEN3_VL,
+        cosmos3_omni.RECIPE,
         qwen3_vl_moe.RECIPE,
         qwen3_5.RECIPE,
         qwen3_5.SMALL,
