@@ -35,16 +35,10 @@ _TYPES = {
     **dict.fromkeys(("clip.vision.mm_patch_merge_type", "general.name"), "STRING"),
     "general.description": "STRING",
 }
-# Their graphs count on 2 x 2 patches a token, whatever the file says.
-_QWEN = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger")
 
 
-def check_projector_numbers(file: GGUFFile, kind: str) -> None:
-    """Check types of keys, heads, and how many patches become one token.
-
-    Args:
-        file: the projector's header.
-        kind: its projector type.
+def check_projector_numbers(file: GGUFFile) -> None:
+    """Check types of keys, the heads and the norms' epsilon.
 
     Raises:
         GGUFError: one that would end the process.
@@ -64,24 +58,6 @@ def check_projector_numbers(file: GGUFFile, kind: str) -> None:
             hint=_HINT,
         )
     _check_epsilon(file, "clip.vision.attention.layer_norm_epsilon")
-    if kind in _QWEN:
-        _check_qwen(file, kind, width)
-
-
-def _check_qwen(file: GGUFFile, kind: str, width: int) -> None:
-    merge = file.metadata.get("clip.vision.spatial_merge_size")
-    if merge is not None and merge.value != 2:
-        raise GGUFError(
-            f"`{file.path}` merges {merge.value} x {merge.value} patches; llama.cpp's graph of"
-            f" {kind} merges 2 x 2",
-            hint=_HINT,
-        )
-    for tensor in file.tensors:
-        if tensor.name == "v.patch_embd.weight" and tensor.shape[0] != width:
-            raise GGUFError(
-                f"`{file.path}` has patches of {tensor.shape[0]} values in a tower of {width}",
-                hint=_HINT,
-            )
 
 
 def check_text_numbers(file: GGUFFile) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
+from edgevlm.runtime.gemma4_projector import check_gemma4_text, gemma4_span
 from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.header_numbers import check_projector_numbers, check_text_numbers
@@ -27,6 +28,7 @@ from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.paddleocr_projector import check_paddleocr
 from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
+from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.slice_canvas import MAX_ASPECT as MAX_SLICE_ASPECT
 from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
@@ -41,8 +43,6 @@ _POSITIVE_VISION_KEYS = (
 )
 # Twice what transformers scales an image to at most.
 _MAX_LONGEST_EDGE = 8192
-# Half of the window's 112 pixels.
-_MAX_WINDOW_PATCH = 56
 _FLOATS = ("F32", "F16", "BF16")
 _PAIR_HINT = "use the mmproj that was converted with this model"
 # `general.sampling.*` (gguf-py constants.py, Keys.General) -> SamplingParams.
@@ -121,6 +121,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     _check_deepstack(file)
     check_text_numbers(file)
     check_short_convolution(file)
+    check_gemma4_text(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
     return file, TextFacts(
@@ -166,9 +167,9 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
             f"the projector type {kind!r} of `{path}` is not supported",
             hint=f"supported: {', '.join(IMAGE_SPANS)}; see `edgevlm families`",
         )
-    check_projector_numbers(file, kind or "")
-    if kind == "qwen2.5vl_merger":
-        _check_windows(file)
+    check_projector_numbers(file)
+    if kind in QWEN_KINDS:
+        check_qwen(file, kind)
     if kind == "mlp":
         span = replace(span, canvas=check_mlp(file))
     _check_pair(path, file, text)
@@ -195,6 +196,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, max_aspect=MAX_LFM2_ASPECT, canvas=check_lfm2(file))
     if kind == "minicpmv4_6":
         return replace(span, max_aspect=MAX_SLICE_ASPECT, canvas=check_minicpm(file))
+    if kind == "gemma4v":
+        return gemma4_span(file, span)
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)
@@ -283,22 +286,6 @@ def _check_tiles(file: GGUFFile) -> int:
             f"`{file.path}` scales images to {longest} pixels", hint="convert the model again"
         )
     return longest or 0
-
-
-def _check_windows(file: GGUFFile) -> None:
-    """Check the windows of a Qwen2.5-VL tower (tools/mtmd/clip.cpp, `PROJECTOR_TYPE_QWEN25VL`).
-
-    A mask that no layer uses is an assertion that ends the process; windows of 112 pixels that hold
-    no 2 x 2 patches are filled for ever.
-    """
-    pattern = _integer(file, "clip.vision.n_wa_pattern")
-    patch_size = _integer(file, "clip.vision.patch_size") or 1
-    if pattern == 1 or (pattern and patch_size > _MAX_WINDOW_PATCH):
-        raise GGUFError(
-            f"`{file.path}` has windows that llama.cpp cannot compute: n_wa_pattern {pattern},"
-            f" patches of {patch_size} pixels",
-            hint="convert the model again with edgevlm",
-        )
 
 
 def _check_deepstack(file: GGUFFile) -> None:
