@@ -20,6 +20,8 @@ _TEXT = (
     "model.",
 )
 _VISION = (
+    "model.visual.vision_model.",
+    "visual.vision_model.",
     "model.visual.",
     "visual.",
     "model.vision_tower.vision_model.",
@@ -37,6 +39,8 @@ _PROJECTOR = (
     "mlp1.",
     "model.aligner.",
     "aligner.",
+    "model.projector.",
+    "mlp_AR.",
 )
 _BLOCKS = ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
 _HEAD = ("lm_head.", "language_model.lm_head.", "model.lm_head.")

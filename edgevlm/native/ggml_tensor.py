@@ -175,6 +175,12 @@ def write_i32(address: int, values: NDArray[np.int32]) -> bool:
     return True
 
 
+def clear_parameter_bits(address: int, index: int, bits: int) -> None:
+    """Clear bits of one of a node's parameters, before ggml computes the node."""
+    parameters = _Tensor.from_address(address).op_params
+    parameters[index] &= ~bits
+
+
 def n_items(address: int) -> int:
     """Return the length of a tensor's fastest dimension."""
     return int(_Tensor.from_address(address).ne[0])

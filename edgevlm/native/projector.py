@@ -25,6 +25,7 @@ from edgevlm.native.graph_callback import GraphCallback
 from edgevlm.native.graph_input import GraphInput, InputObserver
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
+from edgevlm.native.position_scale import PlainScale
 from edgevlm.native.row_ends import with_row_ends
 from edgevlm.native.token_rows import RowOrder, TokenRows
 
@@ -299,6 +300,7 @@ def open_projector(
     row_end: bytes = b"",
     max_tokens: int = 0,
     row_order: RowOrder | None = None,
+    plain_scale: bool = False,
     sums: ChannelSums | None = None,
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
@@ -306,8 +308,9 @@ def open_projector(
     With `observe`, each encoded image comes with the pixels that the vision tower was given.
     `row_end` holds the float32 values of what stands between the rows of an image, if anything.
     `max_tokens`, unless it is 0, is the most that an image may have, whatever libmtmd would allow.
-    `row_order` says which rows llama.cpp takes otherwise than the tower was trained with. `sums` is
-    told of all that goes through its matrices.
+    `row_order` says which rows llama.cpp takes otherwise than the tower was trained with, and
+    `plain_scale` that it smooths a position table where the tower was trained without that. `sums`
+    is told of all that goes through its matrices.
 
     Raises:
         ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
@@ -326,7 +329,7 @@ def open_projector(
         params.image_max_tokens = max_tokens
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
     observer = InputObserver() if observe else None
-    callback = _callback(observer, row_order or RowOrder(), sums)
+    callback = _callback(observer, row_order or RowOrder(), sums, plain_scale=plain_scale)
     callback.install(params)
     with complaints() as lines:
         handle = c.mtmd_init_from_file(str(path).encode(), model.handle, params)
@@ -342,18 +345,17 @@ def open_projector(
 
 
 def _callback(
-    observer: InputObserver | None, order: RowOrder, sums: ChannelSums | None
+    observer: InputObserver | None, order: RowOrder, sums: ChannelSums | None, *, plain_scale: bool
 ) -> GraphCallback:
-    watchers: list[InputObserver | TokenRows] = [observer] if observer else []
-    if order != RowOrder():
-        watchers.append(TokenRows(order))
-    faults = {watcher.fault for watcher in watchers if isinstance(watcher, TokenRows)} - {""}
+    mends: list[TokenRows | PlainScale] = [TokenRows(order)] if order != RowOrder() else []
+    if plain_scale:
+        mends.append(PlainScale())
+    faults = {mend.fault for mend in mends} - {""}
     if faults:
         raise ModelLoadError(
-            "this projector's class token stands where llama.cpp reads another row, which cannot be"
-            f" mended: {faults.pop()}",
+            "llama.cpp gives this projector's patches other positions than it was trained with,"
+            f" which cannot be mended: {faults.pop()}",
             hint="install the llama-cpp-python that edgevlm names",
         )
-    return GraphCallback(
-        [watcher for watcher in watchers if not watcher.fault], [sums] if sums is not None else []
-    )
+    seeing = [observer] if observer is not None and not observer.fault else []
+    return GraphCallback([*seeing, *mends], [sums] if sums is not None else [])

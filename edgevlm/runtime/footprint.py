@@ -41,12 +41,13 @@ from dataclasses import dataclass
 
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.glm_projector import feed_forward_width
-from edgevlm.runtime.glm_projector import read_canvas as stretch_canvas
+from edgevlm.runtime.glm_projector import read_canvas as read_glm_canvas
 from edgevlm.runtime.granite4_projector import n_tiles as n_granite4_tiles
 from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
 from edgevlm.runtime.mlp_projector import read_canvas
+from edgevlm.runtime.paddleocr_projector import read_paddleocr_canvas
 from edgevlm.runtime.repacked import repacked_n_bytes
 from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.text_memory import (
@@ -70,8 +71,9 @@ _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 # Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
 # the side of its first picture; by what the projector's type begins with.
 _DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16), "lfm2": (64, 256, 16)}
-_MINICPM, _GLM = "minicpmv4_6", "glm4v"
-_GLM_WARMUP_SIDE = 46
+_MINICPM, _GLM, _PADDLEOCR = "minicpmv4_6", "glm4v", "paddleocr"
+# Those whose images are stretched to the limits of the file, and the side of their first picture.
+_STRETCHED = {_GLM: (read_glm_canvas, 46), _PADDLEOCR: (read_paddleocr_canvas, 28)}
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -317,10 +319,10 @@ def _tile_side(mmproj: GGUFFile) -> int:
 def _limits(mmproj: GGUFFile) -> tuple[int, int, int] | None:
     """Return the limits of a tower that takes images of any size, None for another."""
     kind = _projector_type(mmproj)
-    if kind == _GLM:
-        canvas = stretch_canvas(mmproj)
-        least = -(-canvas.least // canvas.cell**2)
-        return least, canvas.max_tokens, _GLM_WARMUP_SIDE
+    if kind in _STRETCHED:
+        read, side = _STRETCHED[kind]
+        canvas = read(mmproj)
+        return -(-canvas.least // canvas.cell**2), canvas.max_tokens, side
     return next((limits for name, limits in _DYNAMIC.items() if kind.startswith(name)), None)
 
 
@@ -339,7 +341,9 @@ def _merge(mmproj: GGUFFile) -> int:
         mmproj, "clip.vision.projector.scale_factor"
     )
     kind = _projector_type(mmproj)
-    usual = 2 if kind.startswith(("qwen", "granite4", _GLM)) else 4 if kind == "gemma3" else 1
+    usual = (
+        2 if kind.startswith(("qwen", "granite4", *_STRETCHED)) else 4 if kind == "gemma3" else 1
+    )
     return max(found, default=usual) or 1
 
 

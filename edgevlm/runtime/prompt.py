@@ -76,6 +76,7 @@ class ImageSpan:
             0: they do not.
         max_tokens: visual tokens of the largest image, which libmtmd is told; 0: it knows.
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
+        plain_scale: llama.cpp smooths the tower's position table, which was trained without that.
         canvas: what images are stretched to before libmtmd cuts them; None: they are not.
     """
 
@@ -87,6 +88,7 @@ class ImageSpan:
     n_whole: int = 0
     max_tokens: int = 0
     row_end: bytes = b""
+    plain_scale: bool = False
     canvas: Canvas | SliceCanvas | AnyresCanvas | None = None
 
 
@@ -128,6 +130,11 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
     "glm4v": ImageSpan(
         template="<|begin_of_image|><|image|><|end_of_image|>",
         runtime_tokens=("<|begin_of_image|>", "<|end_of_image|>"),
+    ),
+    "paddleocr": ImageSpan(
+        template="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        runtime_tokens=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+        plain_scale=True,
     ),
     # `[IMG_BREAK]` between rows comes out of the projector, with the visual tokens.
     "pixtral": ImageSpan(template="[IMG]", runtime_tokens=("[IMG_END]",)),

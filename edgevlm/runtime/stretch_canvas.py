@@ -1,9 +1,10 @@
-"""Images stretched to whole visual tokens, as GLM-4.1V and GLM-OCR are trained on them.
+"""Images stretched to whole visual tokens, as GLM's and PaddleOCR-VL's towers are trained on them.
 
 Both sides are rounded to a multiple of a token's, and shrunk or grown until the image has a number
-of pixels within bounds (transformers image_processing_pil_glm4v.py, `smart_resize`). libmtmd rounds
-in the same way, and puts black bars beside the image instead of stretching it
-(tools/mtmd/mtmd-image.cpp, `mtmd_image_preprocessor_dyn_size`).
+of pixels within bounds (`smart_resize` in transformers image_processing_pil_glm4v.py and
+image_processing_pil_paddleocr_vl.py). libmtmd rounds in the same way, and puts black bars beside
+the image instead of stretching it (tools/mtmd/mtmd-image.cpp,
+`mtmd_image_preprocessor_dyn_size`).
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ class StretchCanvas:
         cell: side of a visual token in pixels.
         least: pixels that an image has at least.
         most: pixels that an image has at most.
+        rounds: how an image thinner than a token grows: to the nearest pixel, or down.
     """
 
     cell: int
     least: int
     most: int
+    rounds: bool = False
 
     @property
     def max_tokens(self) -> int:
@@ -42,7 +45,9 @@ class StretchCanvas:
     def laid_out(self, width: int, height: int) -> tuple[int, int]:
         """Return the size that an image is stretched to, which libmtmd leaves as it is."""
         cell = self.cell
-        if min(width, height) < cell:
+        if self.rounds:
+            width, height = _widened(width, height, cell)
+        elif min(width, height) < cell:
             scale = max(cell / height, cell / width)
             width, height = int(width * scale), int(height * scale)
         wide, high = round(width / cell) * cell, round(height / cell) * cell
@@ -67,3 +72,12 @@ class StretchCanvas:
         if size == (width, height):
             return [pixels]
         return [np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))]
+
+
+def _widened(width: int, height: int, cell: int) -> tuple[int, int]:
+    """Return the size of an image whose thinner side, if it is below a token's, is that."""
+    if height < cell:
+        width, height = round(width * cell / height), cell
+    if width < cell:
+        width, height = cell, round(height * cell / width)
+    return width, height

@@ -9,51 +9,40 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
-from edgevlm_convert.config import Section
-from numpy.typing import NDArray
 
 from edgevlm.errors import UnsupportedArchitectureError
 from edgevlm.verify.anyres_processor import OnevisionImages, anyres_processor
+from edgevlm.verify.input_parts import (
+    MARK,
+    Inputs,
+    Pixels,
+    image_token,
+    load_tokenizer,
+    templated,
+    transformers_module,
+)
 from edgevlm.verify.lfm2_images import Lfm2Images
+from edgevlm.verify.patch_inputs import rows_of
 
-Pixels = NDArray[np.uint8]
-# (question, images) -> token ids, tensors for the model's call.
-Prepare = Callable[[str, Sequence[Pixels]], tuple[list[int], dict[str, Any]]]
-_MODELS = "transformers.models"
-_QWEN_PAD, _GLM_PAD = "<|image_pad|>", "<|image|>"
-_ERNIE_PAD = "<|IMAGE_PLACEHOLDER|>"
+_QWEN_PAD = "<|image_pad|>"
+_QWEN = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "cosmos3_omni",
+    "qwen3_5",
+    "qwen3_5_moe",
+)
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 _PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 _CONTEXT, _TILES_BEGIN, _TILES_END = "<IMG_CONTEXT>", "<img>", "</img>"
 _PLACEHOLDER, _JANUS_AROUND = "<image_placeholder>", ("<begin_of_image>", "<end_of_image>")
-# What stands for one visual token until the text is complete: no template writes it.
-_MARK = "\0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """How a checkpoint's prompts become inputs.
-
-    Attributes:
-        prepare: makes those of one prompt.
-        image_token: id that stands for a visual token.
-        kinds: name of the argument that tells a call which tokens are visual; "" for none.
-        break_token: id of a token between the rows of an image, whose embedding llama.cpp's
-            projector hands over with the visual ones; -1 for none.
-        stacks_tiles: llama.cpp encodes all tiles of an image at once, one below the other.
-    """
-
-    prepare: Prepare
-    image_token: int
-    kinds: str = ""
-    break_token: int = -1
-    stacks_tiles: bool = False
+_GEMMA4_PAD = "<|image|>"
 
 
 def open_inputs(folder: Path, *, family: str) -> Inputs:
@@ -63,13 +52,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         UnsupportedArchitectureError: no inputs are known for the family.
     """
     makers: Mapping[str, Callable[[Path, Checkpoint], Inputs]] = {
-        "qwen2_vl": _qwen,
-        "qwen2_5_vl": _qwen,
-        "qwen3_vl": _qwen,
-        "qwen3_vl_moe": _qwen,
-        "cosmos3_omni": _qwen,
-        "qwen3_5": _qwen,
-        "qwen3_5_moe": _qwen,
+        **dict.fromkeys(_QWEN, _qwen),
         "idefics3": _tiles,
         "llava": _llava,
         "llava_next": _anyres,
@@ -78,7 +61,9 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "minicpmv4_6": _minicpm,
         "glm4v": _glm,
         "glm_ocr": _glm,
+        "paddleocr_vl": _paddleocr,
         "gemma3": _gemma,
+        "gemma4": _gemma4,
         "internvl": _internvl,
         "qianfan_ocr": _internvl,
         "granite4_vision": _anyres,
@@ -95,55 +80,9 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
     return makers[family](folder, open_checkpoint(folder))
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"{_MODELS}.{name}")
-
-
-def _tokenizer(folder: Path) -> Any:
-    transformers: Any = importlib.import_module("transformers")
-    return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def _templated(maker: Any, prompt: str, images: Sequence[Pixels]) -> str:
-    """Return the rendered chat template of a question about images."""
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-    return maker.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-
-
-def _image_token(config: Section) -> int:
-    key = "image_token_id" if config.has("image_token_id") else "image_token_index"
-    return config.integer(key, low=0, high=1 << 31)
-
-
-def _qwen(folder: Path, checkpoint: Checkpoint) -> Inputs:
-    images_of = _module("qwen2_vl.image_processing_pil_qwen2_vl").Qwen2VLImageProcessorPil
-    return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _QWEN_PAD)
-
-
-def _glm(folder: Path, checkpoint: Checkpoint) -> Inputs:
-    images_of = _module("glm4v.image_processing_pil_glm4v").Glm4vImageProcessorPil
-    return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), _GLM_PAD)
-
-
-def _of_patches(folder: Path, checkpoint: Checkpoint, processor: Any, pad: str) -> Inputs:
-    """Images as rows of patches, each between two tokens that the template writes."""
-    tokenizer = _tokenizer(folder)
-    n_merged = int(processor.merge_size) ** 2
-
-    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
-        if not images:
-            return tokenizer(text)["input_ids"], {}
-        made = processor(images=list(images), return_tensors="pt")
-        for grid in made["image_grid_thw"]:
-            text = text.replace(pad, _MARK * (int(grid.prod()) // n_merged), 1)
-        ids = tokenizer(text.replace(_MARK, pad))["input_ids"]
-        return ids, {key: made[key] for key in ("pixel_values", "image_grid_thw")}
-
-    token = _image_token(checkpoint.config)
-    return Inputs(prepare=prepare, image_token=token, kinds="mm_token_type_ids")
+_qwen = rows_of("qwen2_vl", "Qwen2VL", _QWEN_PAD)
+_glm = rows_of("glm4v", "Glm4v", "<|image|>")
+_paddleocr = rows_of("paddleocr_vl", "PaddleOCRVL", "<|IMAGE_PLACEHOLDER|>")
 
 
 def _tiles(folder: Path, checkpoint: Checkpoint) -> Inputs:
@@ -151,17 +90,17 @@ def _tiles(folder: Path, checkpoint: Checkpoint) -> Inputs:
     config = checkpoint.config
     kind = config.text("model_type", default="idefics3")
     name = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[kind]
-    tokenizer = _tokenizer(folder)
-    module = _module(f"{kind}.image_processing_pil_{kind}")
+    tokenizer = load_tokenizer(folder)
+    module = transformers_module(f"{kind}.image_processing_pil_{kind}")
     processor = getattr(module, f"{name}ImageProcessorPil").from_pretrained(folder)
-    written = _module("smolvlm.processing_smolvlm")
+    written = transformers_module("smolvlm.processing_smolvlm")
     vision = config.section("vision_config")
     side = vision.integer("image_size", low=1, high=8192, default=224)
     side //= vision.integer("patch_size", low=1, high=8192, default=32)
     n_tokens = (side // config.integer("scale_factor", low=1, high=64, default=2)) ** 2
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         tensors: dict[str, Any] = {}
         if images:
             made = processor(images=[list(images)], return_row_col_info=True, return_tensors="pt")
@@ -171,16 +110,16 @@ def _tiles(folder: Path, checkpoint: Checkpoint) -> Inputs:
                     columns,
                     n_tokens,
                     fake_token_around_image=_FAKE,
-                    image_token=_MARK,
+                    image_token=MARK,
                     global_image_token=_GLOBAL,
                 )
                 text = text.replace(_TILE, expanded, 1)
             tensors = {key: made[key] for key in ("pixel_values", "pixel_attention_mask")}
         # The template writes BOS itself.
-        ids = tokenizer(text.replace(_MARK, _TILE), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text.replace(MARK, _TILE), add_special_tokens=False)["input_ids"]
         return ids, tensors
 
-    return Inputs(prepare=prepare, image_token=_image_token(config))
+    return Inputs(prepare=prepare, image_token=image_token(config))
 
 
 def _llava(folder: Path, checkpoint: Checkpoint) -> Inputs:
@@ -189,11 +128,11 @@ def _llava(folder: Path, checkpoint: Checkpoint) -> Inputs:
     kind = (
         "clip" if vision.text("model_type", default="clip_vision_model")[:4] == "clip" else "siglip"
     )
-    module = _module(f"{kind}.image_processing_pil_{kind}")
+    module = transformers_module(f"{kind}.image_processing_pil_{kind}")
     name = {"clip": "CLIP", "siglip": "Siglip"}[kind]
     images_of = getattr(module, f"{name}ImageProcessorPil").from_pretrained(folder)
     transformers: Any = importlib.import_module("transformers")
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     strategy = config.text("vision_feature_select_strategy", default="default")
     processor = transformers.LlavaProcessor(
         image_processor=images_of,
@@ -206,36 +145,36 @@ def _llava(folder: Path, checkpoint: Checkpoint) -> Inputs:
     )
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(processor, prompt, images)
+        text = templated(processor, prompt, images)
         made = processor(text=[text], images=list(images) or None, return_tensors="pt")
         ids = made["input_ids"][0].tolist()
         return ids, {"pixel_values": made["pixel_values"]} if images else {}
 
-    return Inputs(prepare=prepare, image_token=_image_token(config))
+    return Inputs(prepare=prepare, image_token=image_token(config))
 
 
 def _lfm2(folder: Path, checkpoint: Checkpoint) -> Inputs:
     """LFM2-VL: an image whole, or tiles with a token before each."""
     torch: Any = importlib.import_module("torch")
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     images_of = Lfm2Images(checkpoint)
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         for image in images:
-            text = text.replace(_TILE, images_of.text(image, _MARK), 1)
+            text = text.replace(_TILE, images_of.text(image, MARK), 1)
         # The template writes BOS itself.
-        ids = tokenizer(text.replace(_MARK, _TILE), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text.replace(MARK, _TILE), add_special_tokens=False)["input_ids"]
         return ids, images_of.tensors(images, torch) if images else {}
 
-    return Inputs(prepare=prepare, image_token=_image_token(checkpoint.config))
+    return Inputs(prepare=prepare, image_token=image_token(checkpoint.config))
 
 
 def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
     """Tiles, then the whole image, between two tokens."""
     config = checkpoint.config
-    tokenizer = _tokenizer(folder)
-    module = _module("got_ocr2.image_processing_pil_got_ocr2")
+    tokenizer = load_tokenizer(folder)
+    module = transformers_module("got_ocr2.image_processing_pil_got_ocr2")
     processor = module.GotOcr2ImageProcessorPil.from_pretrained(folder)
     transformers: Any = importlib.import_module("transformers")
     settings = transformers.AutoConfig.from_pretrained(folder)
@@ -243,7 +182,7 @@ def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
     n_tokens = int(vision.image_size[0] // vision.patch_size[0] * settings.downsample_ratio) ** 2
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         tensors: dict[str, Any] = {}
         if images:
             # What Qianfan-OCR's templates print, and its processor replaces.
@@ -251,58 +190,58 @@ def _internvl(folder: Path, checkpoint: Checkpoint) -> Inputs:
             # The processor cuts whatever the image processor's settings say.
             made = processor(images=list(images), crop_to_patches=True, return_tensors="pt")
             for n_tiles in made["num_patches"].tolist():
-                tokens = _MARK * (n_tokens * n_tiles)
+                tokens = MARK * (n_tokens * n_tiles)
                 text = text.replace(_CONTEXT, f"{_TILES_BEGIN}{tokens}{_TILES_END}", 1)
             tensors = {"pixel_values": made["pixel_values"]}
-        return tokenizer(text.replace(_MARK, _CONTEXT))["input_ids"], tensors
+        return tokenizer(text.replace(MARK, _CONTEXT))["input_ids"], tensors
 
-    return Inputs(prepare=prepare, image_token=_image_token(config))
+    return Inputs(prepare=prepare, image_token=image_token(config))
 
 
 def _anyres(folder: Path, checkpoint: Checkpoint) -> Inputs:
     """LLaVA-NeXT, Granite 4 Vision: the whole image, then tiles that are joined to one picture."""
     config = checkpoint.config
-    processor = anyres_processor(folder, config, _tokenizer(folder))
+    processor = anyres_processor(folder, config, load_tokenizer(folder))
     is_granite = config.text("model_type", default="") == "granite4_vision"
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(processor, prompt, images)
+        text = templated(processor, prompt, images)
         made = processor(text=[text], images=list(images) or None, return_tensors="pt")
         keys = ("pixel_values", "image_sizes") if images else ()
         return made["input_ids"][0].tolist(), {key: made[key] for key in keys}
 
-    return Inputs(prepare=prepare, image_token=_image_token(config), stacks_tiles=is_granite)
+    return Inputs(prepare=prepare, image_token=image_token(config), stacks_tiles=is_granite)
 
 
 def _onevision(folder: Path, checkpoint: Checkpoint) -> Inputs:
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     images_of = OnevisionImages(folder, checkpoint.config)
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         for image in images:
-            text = text.replace(_TILE, _MARK * images_of.n_tokens(image), 1)
-        ids = tokenizer(text.replace(_MARK, _TILE))["input_ids"]
+            text = text.replace(_TILE, MARK * images_of.n_tokens(image), 1)
+        ids = tokenizer(text.replace(MARK, _TILE))["input_ids"]
         return ids, images_of.tensors(images) if images else {}
 
-    return Inputs(prepare=prepare, image_token=_image_token(checkpoint.config))
+    return Inputs(prepare=prepare, image_token=image_token(checkpoint.config))
 
 
 def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:
     """MiniCPM-V 4.6: a number, the whole image, then rows of slices."""
-    tokenizer = _tokenizer(folder)
-    module = _module("minicpmv4_6.image_processing_pil_minicpmv4_6")
+    tokenizer = load_tokenizer(folder)
+    module = transformers_module("minicpmv4_6.image_processing_pil_minicpmv4_6")
     processor = module.MiniCPMV4_6ImageProcessorPil.from_pretrained(folder)
     n_merged = 4 if processor.downsample_mode == "4x" else 16
 
     def written(number: int, grid: Sequence[int], counts: Sequence[int]) -> str:
         name = f"<image_id>{number}</image_id>" if processor.use_image_id else ""
-        slices = [f"<slice>{_MARK * count}</slice>" for count in counts[1:]]
+        slices = [f"<slice>{MARK * count}</slice>" for count in counts[1:]]
         rows = ["".join(slices[row * grid[1] : (row + 1) * grid[1]]) for row in range(grid[0])]
-        return f"{name}<image>{_MARK * counts[0]}</image>" + "\n".join(rows)
+        return f"{name}<image>{MARK * counts[0]}</image>" + "\n".join(rows)
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         if not images:
             return tokenizer(text)["input_ids"], {}
         made = processor(images=list(images), return_tensors="pt")
@@ -311,17 +250,17 @@ def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:
             n_encodes = made["num_patches_per_image"][number]
             span = written(number, grid, counts[:n_encodes])
             text, counts = text.replace(_QWEN_PAD, span, 1), counts[n_encodes:]
-        ids = tokenizer(text.replace(_MARK, _QWEN_PAD))["input_ids"]
+        ids = tokenizer(text.replace(MARK, _QWEN_PAD))["input_ids"]
         return ids, {key: made[key] for key in ("pixel_values", "target_sizes")}
 
-    return Inputs(prepare=prepare, image_token=_image_token(checkpoint.config))
+    return Inputs(prepare=prepare, image_token=image_token(checkpoint.config))
 
 
 def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:
     config = checkpoint.config
-    images_of = _module("gemma3.image_processing_pil_gemma3").Gemma3ImageProcessorPil
-    tokenizer = _tokenizer(folder)
-    processor = _module("gemma3.processing_gemma3").Gemma3Processor(
+    images_of = transformers_module("gemma3.image_processing_pil_gemma3").Gemma3ImageProcessorPil
+    tokenizer = load_tokenizer(folder)
+    processor = transformers_module("gemma3.processing_gemma3").Gemma3Processor(
         image_processor=images_of.from_pretrained(folder),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
@@ -329,7 +268,7 @@ def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:
     )
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(processor, prompt, images)
+        text = templated(processor, prompt, images)
         # The template writes BOS itself.
         made = processor(
             text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt"
@@ -337,8 +276,30 @@ def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:
         ids = made["input_ids"][0].tolist()
         return ids, {"pixel_values": made["pixel_values"]} if images else {}
 
-    token = _image_token(config)
+    token = image_token(config)
     return Inputs(prepare=prepare, image_token=token, kinds="token_type_ids")
+
+
+def _gemma4(folder: Path, checkpoint: Checkpoint) -> Inputs:
+    """Gemma 4: visual tokens between two tokens, as many as an image's size gives."""
+    tokenizer = load_tokenizer(folder)
+    module = transformers_module("gemma4.image_processing_pil_gemma4")
+    processor = module.Gemma4ImageProcessorPil.from_pretrained(folder)
+
+    def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
+        text = templated(tokenizer, prompt, images)
+        tensors: dict[str, Any] = {}
+        if images:
+            made = processor(images=list(images), return_tensors="pt")
+            for n_tokens in made["num_soft_tokens_per_image"]:
+                text = text.replace(_GEMMA4_PAD, f"<|image>{MARK * int(n_tokens)}<image|>", 1)
+            tensors = {key: made[key] for key in ("pixel_values", "image_position_ids")}
+        # The template writes BOS itself.
+        ids = tokenizer(text.replace(MARK, _GEMMA4_PAD), add_special_tokens=False)["input_ids"]
+        return ids, tensors
+
+    token = image_token(checkpoint.config)
+    return Inputs(prepare=prepare, image_token=token, kinds="mm_token_type_ids")
 
 
 def _janus(folder: Path, checkpoint: Checkpoint) -> Inputs:
@@ -346,8 +307,8 @@ def _janus(folder: Path, checkpoint: Checkpoint) -> Inputs:
     config = checkpoint.config
     kind = config.text("model_type", default="janus")
     name = {"janus": "Janus", "deepseek_vl": "DeepseekVL"}[kind]
-    tokenizer = _tokenizer(folder)
-    module = _module(f"{kind}.image_processing_pil_{kind}")
+    tokenizer = load_tokenizer(folder)
+    module = transformers_module(f"{kind}.image_processing_pil_{kind}")
     processor = getattr(module, f"{name}ImageProcessorPil").from_pretrained(folder)
     vision = config.section("vision_config")
     side = vision.integer("image_size", low=1, high=8192, default=384)
@@ -355,7 +316,7 @@ def _janus(folder: Path, checkpoint: Checkpoint) -> Inputs:
     before, after = _JANUS_AROUND if kind == "janus" else ("", "")
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         span = f"{before}{_PLACEHOLDER * side**2}{after}"
         ids = tokenizer(text.replace(_PLACEHOLDER, span))["input_ids"]
         if not images:
@@ -363,35 +324,35 @@ def _janus(folder: Path, checkpoint: Checkpoint) -> Inputs:
         made = processor(images=list(images), return_tensors="pt")
         return ids, {"pixel_values": made["pixel_values"]}
 
-    return Inputs(prepare=prepare, image_token=_image_token(config))
+    return Inputs(prepare=prepare, image_token=image_token(config))
 
 
 def _pixtral(folder: Path, checkpoint: Checkpoint) -> Inputs:
     """Pixtral and Mistral 3: rows of an image end with a token each, the last with another."""
     config = checkpoint.config
-    tokenizer = _tokenizer(folder)
-    module = _module("pixtral.image_processing_pil_pixtral")
+    tokenizer = load_tokenizer(folder)
+    module = transformers_module("pixtral.image_processing_pil_pixtral")
     processor = module.PixtralImageProcessorPil.from_pretrained(folder)
     cell = config.section("vision_config").integer("patch_size", low=1, high=8192, default=16)
     if checkpoint.config.text("model_type", default="llava") == "mistral3":
         cell *= config.integer("spatial_merge_size", low=1, high=64, default=2)
 
     def prepare(prompt: str, images: Sequence[Pixels]) -> tuple[list[int], dict[str, Any]]:
-        text = _templated(tokenizer, prompt, images)
+        text = templated(tokenizer, prompt, images)
         tensors: dict[str, Any] = {}
         if images:
             made = processor(images=list(images), patch_size=cell, return_tensors="pt")
             for height, width in made["image_sizes"].tolist():
-                row = _MARK * (width // cell)
+                row = MARK * (width // cell)
                 rows = _BREAK.join([row] * (height // cell))
                 text = text.replace(_PIXTRAL, f"{rows}{_END}", 1)
             tensors = {key: made[key] for key in ("pixel_values", "image_sizes")}
         # The template writes BOS itself.
-        text = text.replace(_MARK, _PIXTRAL)
+        text = text.replace(MARK, _PIXTRAL)
         return tokenizer(text, add_special_tokens=False)["input_ids"], tensors
 
     return Inputs(
         prepare=prepare,
-        image_token=_image_token(config),
+        image_token=image_token(config),
         break_token=tokenizer.convert_tokens_to_ids(_BREAK),
     )

@@ -80,11 +80,14 @@ def _from_strip(
 def _from_patches(
     patches: NDArray[np.float32], grids: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.float32], ...]]:
-    """Put Qwen's rows of patches together again.
+    """Put Qwen's rows of patches together again, or PaddleOCR-VL's.
 
-    A row is [3, 2 frames, side, side], and rows go by blocks of 2 x 2 patches (transformers
-    image_processing_qwen2_vl.py).
+    A row of Qwen's is [3, 2 frames, side, side], and rows go by blocks of 2 x 2 patches
+    (transformers image_processing_qwen2_vl.py). PaddleOCR-VL's go line by line, and have dimensions
+    of their own: [rows, 3, side, side] (image_processing_paddleocr_vl.py).
     """
+    if patches.ndim == 4:
+        return _from_lines(patches, grids)
     side = round((patches.shape[1] / (3 * _FRAMES)) ** 0.5)
     images: list[tuple[NDArray[np.float32], ...]] = []
     start = 0
@@ -95,4 +98,18 @@ def _from_patches(
         # Both frames of a still image are the same.
         whole = blocks[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6)
         images.append((np.ascontiguousarray(whole.reshape(3, rows * side, columns * side)),))
+    return images
+
+
+def _from_lines(
+    patches: NDArray[np.float32], grids: NDArray[np.int64]
+) -> list[tuple[NDArray[np.float32], ...]]:
+    side = patches.shape[2]
+    images: list[tuple[NDArray[np.float32], ...]] = []
+    start = 0
+    for _, rows, columns in grids.tolist():
+        blocks = patches[start : start + rows * columns].reshape(rows, columns, 3, side, side)
+        start += rows * columns
+        whole = blocks.transpose(2, 0, 3, 1, 4).reshape(3, rows * side, columns * side)
+        images.append((np.ascontiguousarray(whole),))
     return images

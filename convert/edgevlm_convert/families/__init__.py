@@ -19,6 +19,7 @@ from edgevlm_convert.families.llava_next import FAMILY as LLAVA_NEXT
 from edgevlm_convert.families.llava_onevision import FAMILY as LLAVA_ONEVISION
 from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
+from edgevlm_convert.families.paddleocr_vl import FAMILY as PADDLEOCR_VL
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
 from edgevlm_convert.families.qianfan_ocr import FAMILY as QIANFAN_OCR
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
@@ -54,6 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_VL,
     GLM4V,
     GLM_OCR,
+    PADDLEOCR_VL,
 )
 
 
