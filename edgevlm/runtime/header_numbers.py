@@ -15,6 +15,8 @@ from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.header import number, numbers
 
 _HINT = "convert the model again"
+# LLAMA_MAX_LAYERS of src/llama-hparams.h.
+_MAX_BLOCKS = 512
 _COUNTS = (
     *("embedding_length", "feed_forward_length", "block_count", "projection_dim"),
     *("attention.head_count", "attention.head_count_kv", "attention.head_dim", "image_size"),
@@ -38,7 +40,7 @@ _TYPES = {
 
 
 def check_projector_numbers(file: GGUFFile) -> None:
-    """Check types of keys, the heads and the norms' epsilon.
+    """Check types of keys, heads, blocks and the norms' epsilon.
 
     Raises:
         GGUFError: one that would end the process.
@@ -58,17 +60,27 @@ def check_projector_numbers(file: GGUFFile) -> None:
             hint=_HINT,
         )
     _check_epsilon(file, "clip.vision.attention.layer_norm_epsilon")
+    _check_blocks(file, "clip.vision.block_count")
 
 
 def check_text_numbers(file: GGUFFile) -> None:
-    """Check the norms' epsilon, and that the parts of a rotary embedding fit into a head.
+    """Check blocks, the norms' epsilon, and that the parts of a rotary embedding fit into a head.
 
     Raises:
         GGUFError: one that would end the process.
     """
     for key in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
         _check_epsilon(file, f"{file.architecture}.attention.{key}")
+    _check_blocks(file, f"{file.architecture}.block_count")
     _check_rope_sections(file)
+
+
+def _check_blocks(file: GGUFFile, key: str) -> None:
+    n_blocks = number(file, key)
+    if n_blocks > _MAX_BLOCKS:
+        raise GGUFError(
+            f"`{file.path}` has {key} = {n_blocks}, llama.cpp takes {_MAX_BLOCKS}", hint=_HINT
+        )
 
 
 def _check_epsilon(file: GGUFFile, key: str) -> None:

@@ -188,6 +188,7 @@ def test_vocabulary_without_a_token_that_libmtmd_writes(
         {"clip.vision.attention.layer_norm_epsilon": -1.0},
         {"clip.vision.attention.layer_norm_epsilon": float("nan")},
         {"clip.vision.attention.head_count": 3},
+        {"clip.vision.block_count": 1 << 30},
         {"clip.vision.spatial_merge_size": 3},
     ],
 )
@@ -208,6 +209,7 @@ def test_absurd_projectors(text: Path, tmp_path: Path, change: dict[str, Any]) -
         {"general.type": "imatrix"},
         {"tokenizer.ggml.tokens": "none"},
         {"tokenizer.ggml.token_type": [1, 3]},
+        {"qwen3vl.block_count": 1 << 30},
         {"qwen3vl.attention.layer_norm_rms_epsilon": -1.0},
         {"qwen3vl.attention.layer_norm_rms_epsilon": float("inf")},
         {"qwen3vl.rope.dimension_sections": [8, 5, 5, 0]},
