@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 
 def anyres_processor(folder: Path, config: Section, tokenizer: Any) -> Any:
-    """Return the processor of LLaVA-NeXT or Granite 4 Vision.
+    """Return the processor of LLaVA-NeXT or Granite 4 Vision; LLaVA-NeXT-Video's images alone.
 
     Args:
         folder: of the checkpoint.
         config: config.json.
         tokenizer: transformers' own.
     """
-    kind = config.text("model_type", default="llava_next")
-    is_granite = kind == "granite4_vision"
+    is_granite = config.text("model_type", default="llava_next") == "granite4_vision"
+    kind = "granite4_vision" if is_granite else "llava_next"
     make = getattr(
         _module(f"{kind}.processing_{kind}"),
         f"{'Granite4Vision' if is_granite else 'LlavaNext'}Processor",

@@ -113,6 +113,14 @@ def test_shapes_are_those_that_transformers_saves(recipe: Any) -> None:
     assert {name: tuple(shape) for name, (shape, _) in stored.items()} == expected
 
 
+def test_videos_are_a_loss_of_the_class_that_reads_them(golden: Golden) -> None:
+    plan = plan_conversion(golden("llava_next_video"))
+    assert plan.family == "llava_next"
+    assert [loss for loss in plan.losses if "videos" in loss] == ["videos: images alone are read"]
+    images = plan_conversion(golden("llava_next_clip_mistral"))
+    assert not any("videos" in loss for loss in images.losses)
+
+
 @pytest.fixture
 def checkpoint(golden: Golden, tmp_path: Path) -> Path:
     """A copy of the golden with SigLIP to change."""

@@ -22,6 +22,8 @@ from edgevlm_convert.towers.anyres import read_grids
 from edgevlm_convert.towers.vision import read_image_size
 from edgevlm_convert.towers.vit import SIGLIP_DEFAULTS
 
+_VIDEO = "LlavaNextVideoForConditionalGeneration"
+_NO_VIDEO = "videos: images alone are read"
 _NEWLINES = ("image_newline", "model.image_newline")
 _MAX_TILES = 144
 # Both classes' own, where a configuration says nothing.
@@ -35,7 +37,9 @@ def build_vision(source: Source) -> Part:
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
     """
-    return build_anyres(source, {"image_grid_pinpoints": _GRIDS, "size": _SIZE})
+    part = build_anyres(source, {"image_grid_pinpoints": _GRIDS, "size": _SIZE})
+    is_video = _VIDEO in source.config.texts("architectures")
+    return replace(part, losses=(*part.losses, _NO_VIDEO)) if is_video else part
 
 
 def build_anyres(source: Source, usual: Mapping[str, object]) -> Part:
@@ -97,7 +101,7 @@ def _check_side(images: Section, key: str, side: int) -> None:
 
 FAMILY = Family(
     name="llava_next",
-    architectures=("LlavaNextForConditionalGeneration",),
+    architectures=("LlavaNextForConditionalGeneration", _VIDEO),
     vision_models=LLAVA.vision_models,
     text_models=LLAVA.text_models,
     prefixes=LLAVA.prefixes,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgevlm_convert.metadata import array, f32
 
 from tests.convert.mutations import Mutation, mmproj, nothing, swap, text, unpaired, values
+from tests.goldens.files import read_golden_json
 from tests.goldens.llava_checkpoints import (
     IMAGE_TOKEN,
     clip_config,
@@ -15,6 +18,7 @@ from tests.goldens.llava_checkpoints import (
     siglip_config,
 )
 from tests.goldens.recipe import Config, Recipe
+from tests.synthetic import write_json
 from tests.tokenizers.llama_spm import write_tokenizer_llava, write_tokenizer_llava_mistral
 
 _REFUSED = "llama.cpp's converter does not know transformers' class"
@@ -137,4 +141,31 @@ CLIP_MISTRAL = _recipe(
         "queries in transformers' order": text(values("attn_q.weight", unpaired(6))),
     },
 )
-RECIPES = (SIGLIP_LLAMA, CLIP_MISTRAL)
+
+
+def _write_tokenizer_as_it_is(folder: Path) -> None:
+    """Write files that transformers reads as they are.
+
+    For LLaVA-NeXT it does so whatever they say; of this class's it would build a tokenizer anew
+    that puts no space behind an image.
+    """
+    write_tokenizer_llava_mistral(folder)
+    path = folder / "tokenizer_config.json"
+    settings = {**read_golden_json(path), "tokenizer_class": "TokenizersBackend"}
+    write_json(path, settings)
+
+
+VIDEO = replace(
+    CLIP_MISTRAL,
+    name="llava_next_video",
+    config={
+        **CLIP_MISTRAL.config,
+        "architectures": ["LlavaNextVideoForConditionalGeneration"],
+        "model_type": "llava_next_video",
+        "video_token_index": IMAGE_TOKEN + 1,
+    },
+    write_tokenizer=_write_tokenizer_as_it_is,
+    model_class="LlavaNextVideoForConditionalGeneration",
+    free_numbers=(*CLIP_MISTRAL.free_numbers, "video_token_index"),
+)
+RECIPES = (SIGLIP_LLAMA, CLIP_MISTRAL, VIDEO)
