@@ -37,7 +37,7 @@ class Case:
         processor: transformers' image processor without torchvision, below transformers.models.
         options: of each call of it.
         pixels: what its `pixel_values` are: "patches" of Qwen-VL, in the order that merges them,
-            or whole "tiles".
+            "lines" of patches, or whole "tiles".
         grid: rows and columns of tiles that become of the photo, where the processor does not say.
     """
 
@@ -50,7 +50,7 @@ class Case:
     preprocessor: Mapping[str, Any]
     processor: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    pixels: Literal["patches", "tiles"] = "tiles"
+    pixels: Literal["patches", "lines", "tiles"] = "tiles"
     grid: tuple[int, int] = (1, 1)
 
 
@@ -284,6 +284,25 @@ CASES = (
     janus("deepseek_vl", "DeepseekVL", "DeepSeek-VL-1.3B"),
     glm("glm4v", "GLM-4.1V-9B"),
     glm("glm_ocr", "GLM-OCR"),
+    Case(
+        name="paddleocr_vl",
+        family="paddleocr_vl",
+        published="PaddleOCR-VL-0.9B",
+        recipe="paddleocr_vl",
+        vision={"image_size": 384, "patch_size": 14},
+        preprocessor={
+            **CLIP,
+            "image_processor_type": "PaddleOCRVLImageProcessor",
+            "max_pixels": 2_822_400,
+            "merge_size": 2,
+            "min_pixels": 147_384,
+            "patch_size": 14,
+            "resample": 3,
+            "temporal_patch_size": 1,
+        },
+        processor="paddleocr_vl.image_processing_pil_paddleocr_vl.PaddleOCRVLImageProcessorPil",
+        pixels="lines",
+    ),
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {

@@ -76,6 +76,9 @@ def tiles(case: Case, inputs: Mapping[str, Any]) -> NDArray[np.float32]:
         settings[key] for key in ("patch_size", "merge_size", "temporal_patch_size")
     )
     _, rows, columns = (int(number) for number in np.asarray(inputs["image_grid_thw"])[0])
+    if case.pixels == "lines":
+        lines = values.reshape(rows, columns, 3, patch, patch).transpose(2, 0, 3, 1, 4)
+        return lines.reshape(1, 3, rows * patch, columns * patch)
     blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, frames, patch, patch)
     picture = blocks[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6)
     return picture.reshape(1, 3, rows * patch, columns * patch)
