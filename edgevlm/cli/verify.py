@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgevlm.build.convert import Built
+    from edgevlm.manifest import Manifest
     from edgevlm.progress import Note, Progress
     from edgevlm.runtime.layout import Pixels
     from edgevlm.verify.report import VerifyReport
@@ -107,8 +108,10 @@ def verify_files(
         if path is not None:
             # What cannot be loaded is not worth a run of transformers.
             read_model(path)
-    reference = read_or_make(against, images, progress=progress) if against else None
     manifest = read_manifest(text.parent)
+    if against is not None and against.is_dir():
+        _check_adapter(manifest, against)
+    reference = read_or_make(against, images, progress=progress) if against else None
     checkpoint = against if against is not None and against.is_dir() else tokenizer_of(manifest)
     report = verify_model(
         ModelFiles(text=text, mmproj=mmproj, manifest=manifest, checkpoint=checkpoint),
@@ -124,6 +127,24 @@ def verify_files(
     except OutputError as error:
         note(f"the verdict is not kept: {error.message}")
     return report
+
+
+def _check_adapter(manifest: Manifest | None, against: Path) -> None:
+    """Refuse the bare checkpoint of a model that an adapter was merged into.
+
+    Raises:
+        ReferenceFileError: transformers would answer without the adapter.
+    """
+    from edgevlm.build.source import source_hashes
+    from edgevlm.errors import ReferenceFileError
+
+    if manifest is None or manifest.source.adapter is None:
+        return
+    if source_hashes(against) == manifest.source.sha256:
+        raise ReferenceFileError(
+            f"an adapter was merged into this model; `{against}` is the checkpoint without it",
+            hint="merge it with peft (`merge_and_unload`), and name the folder that it saves",
+        )
 
 
 def verify_built(

@@ -96,6 +96,17 @@ def test_answers_are_pefts_and_every_tensor_is_accounted_for(
     assert source.sha256 == {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS)}
 
 
+def test_the_bare_checkpoint_is_no_reference_of_a_merged_model(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    run(capsys, "convert", base, "--adapter", adapter, "--out", out)
+    assert main(["verify", str(out), "--against", str(base)]) == 1
+    err = capsys.readouterr().err
+    assert "an adapter was merged into this model" in err
+    assert "merge_and_unload" in err
+
+
 def test_one_pass_equals_two_and_a_level_of_later_has_the_adapter_too(
     base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
