@@ -227,9 +227,12 @@ class _Reader:
             raise _BrokenError(f"has a {what} of {length} bytes (1 to {max_bytes} are allowed)")
         start = self.skip(length)
         try:
-            return self.data[start : start + length].decode("utf-8")
+            name = self.data[start : start + length].decode("utf-8")
         except UnicodeDecodeError:
             raise _BrokenError(f"has a {what} that is not UTF-8") from None
+        if "\0" in name:  # to ggml it ends there
+            raise _BrokenError(f"has a zero byte in the {what} {_quoted(name)}")
+        return name
 
     def skip_strings(self, count: int) -> None:
         """Step over `count` strings. The hot loop: checks wait until its end."""

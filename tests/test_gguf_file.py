@@ -195,6 +195,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "`a.weight` twice",
     ),
     "overlap": (_file(tensors=(_tensor(), _tensor("b.weight", offset=64))), "overlapping"),
+    "zero in a name": (_file(tensors=(_tensor("a\0b"),)), "zero byte in the tensor name"),
+    "zero in a key": (_file(keys=(_key("a\0b", 0, b"\1"),)), "zero byte in the metadata key"),
     "long name": (_file(tensors=(_tensor("n" * 64),)), "tensor name of 64 bytes"),
 }
 

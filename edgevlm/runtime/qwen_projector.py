@@ -1,8 +1,8 @@
 """The towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: shapes that their graphs take for granted.
 
-A tensor that is missing is an error message of libmtmd; one of another shape is an assertion of
-ggml, at the first image. Facts: tools/mtmd/models/qwen2vl.cpp and qwen3vl.cpp as vendored in
-llama-cpp-python 0.3.36, which merge 2 x 2 patches whatever the file says.
+A tensor of another shape is an assertion of ggml, at the first image; one that is missing is an
+error message of libmtmd, or a null pointer. Facts: tools/mtmd/models/qwen2vl.cpp and qwen3vl.cpp as
+vendored in llama-cpp-python 0.3.36, which merge 2 x 2 patches whatever the file says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ QWEN_KINDS = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger")
 _MERGED = 4
 # Half of the window's 112 pixels.
 _MAX_WINDOW_PATCH = 56
+_BLOCK = re.compile(r"v\.(blk|deepstack)\.\d+\.")
+_PARTS = ("attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
+_DEEPSTACK = ("norm", "fc1", "fc2")
 _FEED_FORWARD = re.compile(r"v\.blk\.\d+\.ffn_(up|gate|down)\.(weight|bias)")
 
 
@@ -30,7 +33,7 @@ def check_qwen(file: GGUFFile, kind: str) -> None:
         kind: one of QWEN_KINDS.
 
     Raises:
-        GGUFError: a tensor has another shape than the header says.
+        GGUFError: a tensor is missing, or has another shape than the header says.
     """
     merge = f"{VISION}spatial_merge_size"
     if merge in file.metadata and number(file, "spatial_merge_size") ** 2 != _MERGED:
@@ -42,6 +45,7 @@ def check_qwen(file: GGUFFile, kind: str) -> None:
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     wanted = {name: _wanted_shape(file, name) for name in shapes}
     check_shapes(file, wanted)
+    _check_complete(file, shapes)
     _check_feed_forward(file, shapes)
     # The grid of positions is resized to the image's.
     n_positions = shapes.get("v.position_embd.weight", (0,))[0]
@@ -49,6 +53,16 @@ def check_qwen(file: GGUFFile, kind: str) -> None:
         raise GGUFError(f"`{file.path}` has {n_positions} positions, no square", hint=HINT)
     if kind == "qwen2.5vl_merger":
         _check_windows(file)
+
+
+def _check_complete(file: GGUFFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a block has all its matrices: some are read where they are not."""
+    for block in sorted({match[0] for name in shapes if (match := _BLOCK.match(name))}):
+        joined = f"{block}attn_qkv.weight" in shapes
+        attention = ("attn_qkv",) if joined else ("attn_q", "attn_k", "attn_v")
+        for part in (*attention, *_PARTS) if block.startswith("v.blk.") else _DEEPSTACK:
+            if f"{block}{part}.weight" not in shapes:
+                raise GGUFError(f"`{file.path}` has no tensor `{block}{part}.weight`", hint=HINT)
 
 
 def _wanted_shape(file: GGUFFile, name: str) -> tuple[int, ...]:

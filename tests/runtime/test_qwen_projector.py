@@ -42,6 +42,15 @@ def test_every_tensor_is_held_against_the_header(sound: GGUFFile) -> None:
         assert caught.value.hint
 
 
+def test_a_block_without_a_matrix(sound: GGUFFile) -> None:
+    names = [t.name for t in sound.tensors if t.name.endswith("weight")]
+    for name in names:
+        if name.startswith(("v.blk.", "v.deepstack.")):
+            tensors = tuple(tensor for tensor in sound.tensors if tensor.name != name)
+            with pytest.raises(GGUFError, match="has no tensor"):
+                check_qwen(replace(sound, tensors=tensors), KIND)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_files_of_the_families_pass(
     name: str, golden: Callable[[str], Path], tmp_path: Path
