@@ -23,7 +23,7 @@ def _number(key: str, value: int) -> Mutation:
 
 BROKEN: dict[str, Mutation] = {
     "images of 7 pixels in patches of 8": _number("image_size", 7),
-    "40 channels in 6 heads": _number("attention.head_count", 6),
+    "6 attention heads": _number("attention.head_count", 6),
     "`v.patch_embd.weight`": _number("patch_size", 9),
     "`v.position_embd.weight`": _number("image_size", 64),
     "no tensor `v.position_embd.weight`": mmproj(without("v.position_embd.weight")),

@@ -62,6 +62,7 @@ RECIPE = replace(
     model_class="Cosmos3OmniForConditionalGeneration",
     extra=EXTRA,
     adapt=_as_qwen3_vl,
+    outtypes=("auto",),
     shards=1,
     seed=20261124,
 )

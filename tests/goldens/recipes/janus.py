@@ -154,6 +154,7 @@ JANUS = Recipe(
     image_token=_IMAGE_TOKEN,
     prompts=_PROMPTS,
     pre="deepseek-llm",
+    outtypes=("auto",),
     # Of what is left out.
     free_numbers=tuple(_CODES),
     gains=_GAINS,

@@ -179,6 +179,7 @@ OCR = replace(
     },
     model_class="MiniCPMOcrForConditionalGeneration",
     adapt=_as_minicpmv,
+    outtypes=("auto",),
     mutations={
         name: mutation
         for name, mutation in RECIPE.mutations.items()

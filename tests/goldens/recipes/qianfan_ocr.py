@@ -52,6 +52,7 @@ RECIPE = replace(
     write_tokenizer=_write_tokenizer,
     model_class="QianfanOCRForConditionalGeneration",
     adapt=_as_opengvlab,
+    outtypes=("auto",),
     free_numbers=("drop_path_rate",),
     seed=20261201,
     gains={
