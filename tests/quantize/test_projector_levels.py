@@ -205,7 +205,7 @@ def test_every_graph_computes_with_blocks(tmp_path: Path, name: str) -> None:
     write_gguf(conversion.mmproj, source)
     image = next(name for _, _, images in RECIPES[name].prompts for name in images)
     exact = embeddings(text, source, image)
-    for level, least in (("Q8_0", 0.995), ("Q4_K", 0.85)):
+    for level, least in (("Q8_0", 0.98), ("Q4_K", 0.8)):
         quantize_file(source, target, mmproj_encoder(level))
         types = read_gguf(target).type_histogram()
         assert types[level].n_tensors >= 6
