@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.goldens.files import read_golden_json
 from tests.goldens.qwen3_checkpoints import Weights, rewrite
-from tests.goldens.recipe import Config
+from tests.goldens.recipe import PROMPTS, Config
 from tests.goldens.recipes import qwen3_vl
 from tests.synthetic import write_json
 
@@ -63,6 +63,7 @@ RECIPE = replace(
     extra=EXTRA,
     adapt=_as_qwen3_vl,
     outtypes=("auto",),
+    prompts=PROMPTS[:3],
     shards=1,
     seed=20261124,
 )

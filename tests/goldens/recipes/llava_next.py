@@ -165,6 +165,13 @@ VIDEO = replace(
         "video_token_index": IMAGE_TOKEN + 1,
     },
     write_tokenizer=_write_tokenizer_as_it_is,
+    prompts=CLIP_MISTRAL.prompts[:3],
+    # Of one size of images a grid that is turned is the same.
+    mutations={
+        name: mutation
+        for name, mutation in CLIP_MISTRAL.mutations.items()
+        if name != "grids turned"
+    },
     model_class="LlavaNextVideoForConditionalGeneration",
     free_numbers=(*CLIP_MISTRAL.free_numbers, "video_token_index"),
 )

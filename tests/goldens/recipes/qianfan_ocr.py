@@ -53,6 +53,7 @@ RECIPE = replace(
     model_class="QianfanOCRForConditionalGeneration",
     adapt=_as_opengvlab,
     outtypes=("auto",),
+    prompts=internvl.RECIPE.prompts[:3],
     free_numbers=("drop_path_rate",),
     seed=20261201,
     gains={
