@@ -65,7 +65,7 @@ def calibrate(
             max=1,
             help="Weight of visual tokens against text in what the text model's channels count.",
         ),
-    ] = 0.5,
+    ] = 0.25,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most.")
     ] = 64,
