@@ -306,6 +306,7 @@ CASES = (
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {
+    "gemma4": "not measured: transformers gives an image as a list of patches and their places",
     "granite4_vision": "not measured: llama.cpp's graph takes overview and tiles as one picture",
     "lfm2_vl": "not measured: this image processor of transformers needs torchvision",
     "minicpmv4_6": "not measured: transformers gives an image as one strip of patches",

@@ -179,6 +179,11 @@ def _vision_shapes(vision: Config) -> dict[str, Shape]:
     return shapes
 
 
+# Gemma 4's factors and bounds, which are no weights of theirs.
+_AROUND_ONE = ("layer_scalar", "std_scale", "router.scale", "per_expert_scale", "put_max")
+_BELOW_ZERO = ("put_min",)
+
+
 def draw(
     name: str, shape: Shape, *, seed: int, gains: Mapping[str, float] | None = None
 ) -> NDArray[np.float32]:
@@ -200,6 +205,10 @@ def draw(
         if "q_norm" in name or "k_norm" in name:
             # Sharper attention: positions are heard in the answer.
             values *= 1.5
+    elif name.endswith(_AROUND_ONE):
+        values = 1.0 + 0.3 * normal
+    elif name.endswith(_BELOW_ZERO):
+        values = -1.0 - 0.3 * normal
     elif name.endswith(".bias"):
         values = 0.2 * normal
     elif len(shape) == 2 and any(part in name for part in _TABLES):

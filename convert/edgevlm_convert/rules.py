@@ -364,7 +364,7 @@ def _mapped(
     flat: Callable[[int, int], Bits],
 ) -> Mapped:
     """Return a tensor whose flattened bits are `flat(start, stop)`."""
-    row_length = shape[-1]
+    row_length = shape[-1] if shape else 1
 
     def bits(start: int, stop: int) -> Bits:
         return flat(start * row_length, stop * row_length)

@@ -8,7 +8,7 @@ llama.cpp's converter writes (conversion/base.py, llama.py and gemma.py `set_voc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +21,9 @@ from edgevlm_convert.metadata import Value, boolean, string
 from edgevlm_convert.vocabulary import sentencepiece, sentencepiece_model
 from edgevlm_convert.vocabulary.added import AddedToken, added_tokens, by_content
 from edgevlm_convert.vocabulary.byte_level import byte_level_keys
+from edgevlm_convert.vocabulary.gemma4 import LATE_KEYS as GEMMA4_LATE_KEYS
+from edgevlm_convert.vocabulary.gemma4 import MODEL_TYPES as GEMMA4_TEXTS
+from edgevlm_convert.vocabulary.gemma4 import gemma4_keys
 from edgevlm_convert.vocabulary.pre_tokenizers import choose_pre_tokenizer, recognise_normalizer
 from edgevlm_convert.vocabulary.sentencepiece_model import BPE, UNIGRAM, SentencePieceModel
 from edgevlm_convert.vocabulary.special import check_end, end_keys, read_specials, special_keys
@@ -45,12 +48,14 @@ class _Kind:
         adds_by_default: what llama.cpp adds to a text when a file does not say.
         space_prefix: a space is put in front of a text.
         normalizer: what llama.cpp leaves out, or "".
+        late_keys: that stand behind the chat template, and hold whatever a setting says.
     """
 
     keys: Mapping[str, Value]
     adds_by_default: tuple[str, ...]
     space_prefix: bool
     normalizer: str = ""
+    late_keys: Mapping[str, Value] = field(default_factory=dict[str, Value])
 
 
 def vocabulary(
@@ -110,6 +115,7 @@ def vocabulary(
         values["tokenizer.ggml.add_bos_token"] = boolean(False)
     if kind.keys["tokenizer.ggml.model"].value == "llama" and not kind.space_prefix:
         values.setdefault(_SPACE_PREFIX, boolean(False))
+    values |= kind.late_keys
     values |= end_keys(checkpoint.config, generation, special, n_rows=n_rows)
     if kind.normalizer:
         values["edgevlm.tokenizer.normalizer"] = string(kind.normalizer)
@@ -165,6 +171,10 @@ def _read_kind(
             f"`--pre {pre_name}` was given, and a SentencePiece vocabulary has no pre-tokenizer",
             hint="leave `--pre` out",
         )
+    if _text_model(checkpoint.config) in GEMMA4_TEXTS:
+        keys = gemma4_keys(tokenizer, added, n_rows=n_rows, runtime_tokens=runtime_tokens)
+        # It adds BOS whatever a file says.
+        return _Kind(keys=keys, adds_by_default=(), space_prefix=False, late_keys=GEMMA4_LATE_KEYS)
     return _read_sentencepiece(checkpoint.folder, tokenizer, added, n_rows, runtime_tokens)
 
 

@@ -327,6 +327,8 @@ def open_projector(
     params.warmup = False
     if max_tokens:
         params.image_max_tokens = max_tokens
+        # Whoever knows the most has scaled the image: libmtmd must not make it larger.
+        params.image_min_tokens = 1
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
     observer = InputObserver() if observe else None
     callback = _callback(observer, row_order or RowOrder(), sums, plain_scale=plain_scale)

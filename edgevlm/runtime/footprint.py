@@ -40,6 +40,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.gemma4_projector import pool as gemma4_pool
+from edgevlm.runtime.gemma4_projector import read_canvas as read_gemma4_canvas
 from edgevlm.runtime.glm_projector import feed_forward_width
 from edgevlm.runtime.glm_projector import read_canvas as read_glm_canvas
 from edgevlm.runtime.granite4_projector import n_tiles as n_granite4_tiles
@@ -70,10 +72,18 @@ _PROJECTOR_TABLE_BYTES = 5_000_000
 _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 # Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
 # the side of its first picture; by what the projector's type begins with.
-_DYNAMIC = {"qwen": (8, 4096, 46), "pixtral": (8, 1024, 16), "lfm2": (64, 256, 16)}
-_MINICPM, _GLM, _PADDLEOCR = "minicpmv4_6", "glm4v", "paddleocr"
+_DYNAMIC = {
+    "qwen": (8, 4096, 46),
+    "pixtral": (8, 1024, 16),
+    "lfm2": (64, 256, 16),
+}
+_MINICPM, _GLM, _PADDLEOCR, _GEMMA4 = "minicpmv4_6", "glm4v", "paddleocr", "gemma4v"
 # Those whose images are stretched to the limits of the file, and the side of their first picture.
-_STRETCHED = {_GLM: (read_glm_canvas, 46), _PADDLEOCR: (read_paddleocr_canvas, 28)}
+_STRETCHED = {
+    _GLM: (read_glm_canvas, 46),
+    _PADDLEOCR: (read_paddleocr_canvas, 28),
+    _GEMMA4: (read_gemma4_canvas, 16),
+}
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
 # The same of each tile that waits, with the two pictures that the tiles are cut from.
@@ -337,6 +347,8 @@ def _patch(mmproj: GGUFFile) -> int:
 
 
 def _merge(mmproj: GGUFFile) -> int:
+    if _projector_type(mmproj) == _GEMMA4:
+        return gemma4_pool(mmproj) or 1
     found = numbers(mmproj, "clip.vision.spatial_merge_size") or numbers(
         mmproj, "clip.vision.projector.scale_factor"
     )

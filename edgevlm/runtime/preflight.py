@@ -15,6 +15,7 @@ from typing import Any
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
+from edgevlm.runtime.gemma4_projector import check_gemma4_text, gemma4_span
 from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.header_numbers import check_projector_numbers, check_text_numbers
@@ -120,6 +121,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     _check_deepstack(file)
     check_text_numbers(file)
     check_short_convolution(file)
+    check_gemma4_text(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
     return file, TextFacts(
@@ -194,6 +196,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, max_aspect=MAX_LFM2_ASPECT, canvas=check_lfm2(file))
     if kind == "minicpmv4_6":
         return replace(span, max_aspect=MAX_SLICE_ASPECT, canvas=check_minicpm(file))
+    if kind == "gemma4v":
+        return gemma4_span(file, span)
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)

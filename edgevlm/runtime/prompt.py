@@ -127,6 +127,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         runtime_tokens=("<start_of_image>", "<end_of_image>"),
         around=("\n\n", "\n\n"),
     ),
+    "gemma4v": ImageSpan(template="<|image|>", runtime_tokens=("<|image>", "<image|>")),
     "glm4v": ImageSpan(
         template="<|begin_of_image|><|image|><|end_of_image|>",
         runtime_tokens=("<|begin_of_image|>", "<|end_of_image|>"),

@@ -125,6 +125,8 @@ class TextSizes:
     heads: int
     head_k: int
     head_v: int
+    windowed_head: int
+    inner: int
     kv_heads: int
     kv_heads_of_all_layers: int
     kv_heads_with_window: int
@@ -147,17 +149,29 @@ class TextSizes:
         n_deepstack = max(0, *(n for key in keys for n in numbers(file, f"{name}.{key}")), 0)
         head = width // heads
         linear = LinearAttention.read(file, n_layers)
+        # The last ones may read the keys of others (Gemma 4).
+        n_layers -= min(
+            n_layers, max(numbers(file, f"{name}.attention.shared_kv_layers"), default=0)
+        )
         # One number for all layers, or one per layer.
-        per_layer = dict(enumerate(kv_heads)) if len(kv_heads) > 1 else {}
+        per_layer = dict(enumerate(kv_heads[:n_layers])) if len(kv_heads) > 1 else {}
         n_linear = sum(per_layer.get(layer, kv_heads[0]) for layer in linear.layers)
-        all_layers = sum(kv_heads) if per_layer else kv_heads[0] * n_layers
+        all_layers = sum(per_layer.values()) if per_layer else kv_heads[0] * n_layers
+        head_k = max(numbers(file, f"{name}.attention.key_length"), default=head)
+        head_v = max(numbers(file, f"{name}.attention.value_length"), default=head)
         return cls(
             width=width,
             input=width * (1 + n_deepstack),
             ffn=max(numbers(file, f"{name}.feed_forward_length"), default=0),
             heads=heads,
-            head_k=max(numbers(file, f"{name}.attention.key_length"), default=head),
-            head_v=max(numbers(file, f"{name}.attention.value_length"), default=head),
+            head_k=head_k,
+            head_v=head_v,
+            windowed_head=sum(
+                max(numbers(file, f"{name}.attention.{key}_length_swa"), default=usual)
+                for key, usual in (("key", head_k), ("value", head_v))
+            ),
+            inner=max(numbers(file, f"{name}.embedding_length_per_layer_input"), default=0)
+            * max(numbers(file, f"{name}.block_count"), default=0),
             kv_heads=max(kv_heads),
             kv_heads_of_all_layers=all_layers - n_linear,
             kv_heads_with_window=kv_heads[0] * _n_windowed(file, n_layers),
@@ -171,12 +185,14 @@ class TextSizes:
 def _n_windowed(file: GGUFFile, n_layers: int) -> int:
     """Return how many layers have a window, in the architecture of ours that has them."""
     name = file.architecture
-    if name != "gemma3" or not any(numbers(file, f"{name}.attention.sliding_window")):
+    if name not in ("gemma3", "gemma4") or not any(
+        numbers(file, f"{name}.attention.sliding_window")
+    ):
         return 0
     key = f"{name}.attention.sliding_window_pattern"
     pattern = numbers(file, key)
     if n_items(file, key):
-        return sum(map(bool, pattern))
+        return sum(map(bool, pattern[:n_layers]))
     # Every so many layers one looks at all tokens (src/models/gemma3.cpp).
     every = max(pattern, default=6)
     return n_layers - (n_layers // every if every else 0)
@@ -187,11 +203,13 @@ def kv_cache(sizes: TextSizes, n_ctx: int, kv_type: str) -> int:
     type_ = TENSOR_TYPES[kv_type]
     n_windowed = sizes.kv_heads_with_window
     parts = (
-        (_n_cells(n_ctx), sizes.kv_heads_of_all_layers - n_windowed),
-        (_n_window_cells(sizes, n_ctx), n_windowed),
+        (
+            _n_cells(n_ctx),
+            (sizes.kv_heads_of_all_layers - n_windowed) * (sizes.head_k + sizes.head_v),
+        ),
+        (_n_window_cells(sizes, n_ctx), n_windowed * sizes.windowed_head),
     )
-    per_head = (sizes.head_k + sizes.head_v) * type_.block_bytes
-    return sum(n_cells * -(-n_heads * per_head // type_.block_size) for n_cells, n_heads in parts)
+    return sum(n * -(-width * type_.block_bytes // type_.block_size) for n, width in parts)
 
 
 def recurrent_state(sizes: TextSizes) -> int:
@@ -211,7 +229,7 @@ def text_compute(sizes: TextSizes, n_ctx: int, flash_attention: bool) -> int:
     output = n_batch * (sizes.input + sizes.width) + _N_OUTPUTS * sizes.n_vocab
     n_masked = n_cells + _n_window_cells(sizes, n_ctx)
     if flash_attention:
-        floats = n_batch * max(others, attention) + n_batch * n_masked // 2
+        floats = n_batch * (max(others, attention) + 3 * sizes.inner) + n_batch * n_masked // 2
     else:
         gates = query if sizes.linear.layers else 0
         table = sizes.heads * n_cells + n_masked

@@ -59,7 +59,12 @@ def _widened(vision: Mapping[str, Any]) -> dict[str, Any]:
     """Return a vision_config of the same kind with four heads of 64 channels."""
     width = "embed_dim" if "embed_dim" in vision else "hidden_size"
     heads = next(key for key in ("num_heads", "num_attention_heads") if key in vision)
-    sizes = {"head_dim": WIDTH // 4, "intermediate_size": N_HIDDEN, "mlp_ratio": N_HIDDEN / WIDTH}
+    sizes = {
+        "head_dim": WIDTH // 4,
+        "intermediate_size": N_HIDDEN,
+        "mlp_ratio": N_HIDDEN / WIDTH,
+        "num_key_value_heads": 4,
+    }
     known = {key: value for key, value in sizes.items() if key in vision}
     return {**vision, width: WIDTH, heads: 4, **known}
 

@@ -7,6 +7,7 @@ from edgevlm_convert.config import Section
 from edgevlm_convert.families.cosmos3_omni import FAMILY as COSMOS3_OMNI
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
+from edgevlm_convert.families.gemma4 import FAMILY as GEMMA4
 from edgevlm_convert.families.glm4v import FAMILY as GLM4V
 from edgevlm_convert.families.glm_ocr import FAMILY as GLM_OCR
 from edgevlm_convert.families.granite4_vision import FAMILY as GRANITE4_VISION
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2_5_VL,
     QWEN2_VL,
     GEMMA3,
+    GEMMA4,
     IDEFICS3,
     LLAVA,
     LLAVA_NEXT,

@@ -29,7 +29,7 @@ _ID_KEYS = {
     "mask": "tokenizer.ggml.mask_token_id",
     "eot": "tokenizer.ggml.eot_token_id",
 }
-# EOS where no key names it.
+# EOS where no key names it; of other models llama.cpp takes none.
 _DEFAULT_EOS = {"gpt2": 11, "llama": 2, "t5": 1}
 _BORROWED = {"bos": "cls", "eos": "sep"}
 
@@ -263,7 +263,7 @@ def check_end(
     Raises:
         ConversionError: no file names EOS, and the token of that id does not look like one.
     """
-    number = _DEFAULT_EOS[model]
+    number = _DEFAULT_EOS.get(model, len(tokens))
     if _ID_KEYS["eos"] in special or number >= len(tokens):
         return
     if types[number] != CONTROL:
