@@ -309,5 +309,6 @@ UNMEASURED = {
     "gemma4": "not measured: transformers gives an image as a list of patches and their places",
     "granite4_vision": "not measured: llama.cpp's graph takes overview and tiles as one picture",
     "lfm2_vl": "not measured: this image processor of transformers needs torchvision",
+    "lighton_ocr": "not measured: llama.cpp makes the photo as large as a page",
     "minicpmv4_6": "not measured: transformers gives an image as one strip of patches",
 }

@@ -50,6 +50,7 @@ from edgevlm.runtime.header import text as header_text
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
 from edgevlm.runtime.mlp_projector import read_canvas
 from edgevlm.runtime.paddleocr_projector import read_paddleocr_canvas
+from edgevlm.runtime.pixtral_projector import MAX_LIGHTON_TOKENS, read_longest_canvas
 from edgevlm.runtime.repacked import repacked_n_bytes
 from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.text_memory import (
@@ -75,6 +76,7 @@ _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 _DYNAMIC = {
     "qwen": (8, 4096, 46),
     "pixtral": (8, 1024, 16),
+    "lightonocr": (8, MAX_LIGHTON_TOKENS, 16),
     "lfm2": (64, 256, 16),
 }
 _MINICPM, _GLM, _PADDLEOCR, _GEMMA4 = "minicpmv4_6", "glm4v", "paddleocr", "gemma4v"
@@ -254,6 +256,9 @@ def _largest_image(
         return _largest_slices(mmproj, n_ctx, image_sizes)
     if joined := _joined_tiles(mmproj, image_sizes):
         return joined
+    if _projector_type(mmproj) == "lightonocr":
+        # libmtmd makes small images larger.
+        image_sizes = [read_longest_canvas(mmproj).laid_out(*size) for size in image_sizes]
     limits = _limits(mmproj)
     n_tiles = max(_n_tiles(mmproj, *size) for size in image_sizes)
     if limits is None or n_tiles:

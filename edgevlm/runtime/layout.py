@@ -198,6 +198,8 @@ class Layouter:
                 for part in parts
             ]
             chunks = self._projector.tokenize(native, add_special=add_special)
+            if self._span and self._span.bare:
+                chunks = without_frames(chunks)
             return [self._without_gaps(chunk) for chunk in chunks]
         texts = [part for part in parts if isinstance(part, TextPart)]
         ids = [self._model.tokenize(part.text, parse_special=part.parse_special) for part in texts]
@@ -228,6 +230,21 @@ class Layouter:
 
     def _written_out(self, token: int) -> str:
         return self._model.piece(token, special=True).decode("utf-8", "replace")
+
+
+def without_frames(chunks: Sequence[TextChunk | ImageChunk]) -> list[TextChunk | ImageChunk]:
+    """Return a layout without the token before and the token behind each image."""
+    found: list[TextChunk | ImageChunk] = []
+    for number, chunk in enumerate(chunks):
+        if isinstance(chunk, TextChunk):
+            follows = number > 0 and isinstance(chunks[number - 1], ImageChunk)
+            leads = number + 1 < len(chunks) and isinstance(chunks[number + 1], ImageChunk)
+            tokens = chunk.tokens[int(follows) : len(chunk.tokens) - int(leads)]
+            if tokens:
+                found.append(TextChunk(tokens=tokens))
+        else:
+            found.append(chunk)
+    return found
 
 
 def no_projector(name: str) -> PromptError:

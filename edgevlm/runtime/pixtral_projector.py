@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.longest_canvas import LongestCanvas
 from edgevlm.runtime.projector_shapes import (
     HINT,
     VISION,
@@ -19,6 +20,9 @@ from edgevlm.runtime.projector_shapes import (
 
 _BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
 _MAX_MERGED = 16
+_MAX_LONGEST = 8192
+# Of libmtmd, for an image (clip.cpp, `set_limit_image_tokens`).
+MAX_LIGHTON_TOKENS = 4096
 _ROW_END = "v.token_embd.img_break"
 
 
@@ -31,6 +35,41 @@ def check_pixtral(file: GGUFFile) -> bytes:
     Raises:
         GGUFError: a tensor is missing or has another shape than the header says.
     """
+    _check(file, ends_rows=True)
+    return read_vector(file, _ROW_END)
+
+
+def check_lighton(file: GGUFFile) -> LongestCanvas:
+    """Check a projector of type `lightonocr`, the same tower without ends of rows.
+
+    Returns:
+        How its images are scaled.
+
+    Raises:
+        GGUFError: as `check_pixtral`, or a size of images that is absurd.
+    """
+    _check(file, ends_rows=False)
+    return read_longest_canvas(file)
+
+
+def read_longest_canvas(file: GGUFFile) -> LongestCanvas:
+    """Return how images are scaled.
+
+    Raises:
+        GGUFError: a size that is absurd.
+    """
+    cell = number(file, "patch_size") * (number(file, "spatial_merge_size") or 1)
+    key = "preproc_image_size"
+    longest = number(file, key if f"{VISION}{key}" in file.metadata else "image_size")
+    if not cell <= longest <= _MAX_LONGEST or (longest // cell) ** 2 > MAX_LIGHTON_TOKENS:
+        raise GGUFError(
+            f"`{file.path}` scales images to {longest} pixels, in tokens of {cell} x {cell}",
+            hint=HINT,
+        )
+    return LongestCanvas(cell=cell, longest=longest)
+
+
+def _check(file: GGUFFile, *, ends_rows: bool) -> None:
     names = {tensor.name for tensor in file.tensors}
     width, patch, n_heads = (
         number(file, key) for key in ("embedding_length", "patch_size", "attention.head_count")
@@ -54,10 +93,10 @@ def check_pixtral(file: GGUFFile) -> bytes:
         **{f"v.blk.{block}.{name}.weight": () for block in blocks(file) for name in _BLOCK},
         "mm.1.weight": (n_out, width),
         "mm.2.weight": (n_out, n_out),
-        _ROW_END: (n_out,),
     }
+    if ends_rows:
+        wanted[_ROW_END] = (n_out,)
     if merges:
         wanted["mm.input_norm.weight"] = (width,)
         wanted["mm.patch_merger.weight"] = (width, width * n_merged**2)
     check_shapes(file, wanted)
-    return read_vector(file, _ROW_END)

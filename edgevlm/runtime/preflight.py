@@ -7,6 +7,7 @@ on headers that `read_gguf` has found sound.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +27,28 @@ from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
 from edgevlm.runtime.minicpm_projector import check_minicpm
 from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.paddleocr_projector import check_paddleocr
-from edgevlm.runtime.pixtral_projector import check_pixtral
+from edgevlm.runtime.pixtral_projector import check_lighton, check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.slice_canvas import MAX_ASPECT as MAX_SLICE_ASPECT
+from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
+from edgevlm.runtime.tile_canvas import Canvas
 
+# Projectors of which no more is asked than how images are cut, and how thin these may be.
+_CANVASES: Mapping[str, Callable[[GGUFFile], Canvas | SliceCanvas]] = {
+    "internvl": check_internvl,
+    "lfm2": check_lfm2,
+    "lightonocr": check_lighton,
+    "minicpmv4_6": check_minicpm,
+    "paddleocr": check_paddleocr,
+}
+_MAX_ASPECTS = {
+    "lfm2": MAX_LFM2_ASPECT,
+    "minicpmv4_6": MAX_SLICE_ASPECT,
+    "paddleocr": MAX_STRETCH_ASPECT,
+}
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _POSITIVE_VISION_KEYS = (
     "image_size",
@@ -183,19 +199,13 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind == "janus_pro":
         check_janus(file)
         return replace(span, around=around_image(text))
-    if kind == "internvl":
-        return replace(span, canvas=check_internvl(file))
     if kind == "glm4v":
         canvas = check_glm(file, text)
         return replace(
             span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
         )
-    if kind == "paddleocr":
-        return replace(span, max_aspect=MAX_STRETCH_ASPECT, canvas=check_paddleocr(file))
-    if kind == "lfm2":
-        return replace(span, max_aspect=MAX_LFM2_ASPECT, canvas=check_lfm2(file))
-    if kind == "minicpmv4_6":
-        return replace(span, max_aspect=MAX_SLICE_ASPECT, canvas=check_minicpm(file))
+    if kind and kind in _CANVASES:
+        return replace(span, max_aspect=_MAX_ASPECTS.get(kind, 0), canvas=_CANVASES[kind](file))
     if kind == "gemma4v":
         return gemma4_span(file, span)
     if kind == "gemma3":

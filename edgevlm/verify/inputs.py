@@ -26,6 +26,7 @@ from edgevlm.verify.input_parts import (
     transformers_module,
 )
 from edgevlm.verify.lfm2_images import Lfm2Images
+from edgevlm.verify.lighton_inputs import lighton_inputs
 from edgevlm.verify.patch_inputs import rows_of
 
 _QWEN_PAD = "<|image_pad|>"
@@ -62,6 +63,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "glm4v": _glm,
         "glm_ocr": _glm,
         "paddleocr_vl": _paddleocr,
+        "lighton_ocr": lighton_inputs,
         "gemma3": _gemma,
         "gemma4": _gemma4,
         "internvl": _internvl,

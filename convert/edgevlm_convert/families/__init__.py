@@ -15,6 +15,7 @@ from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
 from edgevlm_convert.families.janus import FAMILY as JANUS
 from edgevlm_convert.families.lfm2_vl import FAMILY as LFM2_VL
+from edgevlm_convert.families.lighton_ocr import FAMILY as LIGHTON_OCR
 from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.llava_next import FAMILY as LLAVA_NEXT
 from edgevlm_convert.families.llava_onevision import FAMILY as LLAVA_ONEVISION
@@ -58,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     GLM4V,
     GLM_OCR,
     PADDLEOCR_VL,
+    LIGHTON_OCR,
 )
 
 
