@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 
 import pytest
 from edgevlm_convert import plan_conversion
+from edgevlm_convert.config import Section
+from edgevlm_convert.families import find_family, find_text_model
+from edgevlm_convert.family import Source
 
 from edgevlm.errors import CheckpointError
+from tests.convert.published_gemma4 import N_PARAMETERS, PUBLISHED
 from tests.goldens.files import read_golden_json
 from tests.goldens.qwen3_checkpoints import Weights, rewrite
 from tests.goldens.recipe import Config
@@ -111,3 +116,29 @@ def test_tokens_of_channels_are_shown_in_answers(checkpoint: Path) -> None:
     types: Any = metadata["tokenizer.ggml.token_type"].value
     kinds = dict(zip(tokens, types, strict=True))
     assert (kinds["<|channel>"], kinds["<|turn>"], kinds["<0x0A>"]) == (4, 3, 6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_ask_for_the_tensors_of_transformers_class(name: str) -> None:
+    config = Section(PUBLISHED[name], file="config.json")
+    family = find_family(config)
+    text_model, section = find_text_model(family, config)
+    source = Source(
+        config=config,
+        text=section,
+        preprocessor=Section({}, file="preprocessor_config.json"),
+        prefixes=family.prefixes,
+    )
+    parts = text_model.build(source), family.projector.build(source)
+    asked = {
+        tensor: shape
+        for part in parts
+        for rule in part.rules
+        for tensor, shape in rule.shapes.items()
+        if shape is not None
+    }
+    assert (len(asked), sum(map(math.prod, asked.values()))) == N_PARAMETERS[name]
+    keys = {**parts[0].metadata, **parts[0].late_metadata}
+    assert keys["gemma4.attention.key_length"].value == 512
+    assert keys["gemma4.attention.key_length_swa"].value == 256
+    assert parts[1].late_metadata["clip.vision.image_max_pixels"].value == 280 * 48**2
