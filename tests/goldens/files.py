@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,30 @@ def redraw_adapter(folder: Path) -> Path:
 def read_golden_json(path: Path) -> dict[str, Any]:
     """Return one of our own JSON files."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_golden_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a table of llama.cpp's converter: a tensor or a metadata key a line."""
+    path.write_text(_lines(document, 0) + "\n", encoding="utf-8")
+
+
+def _lines(value: Any, depth: int) -> str:
+    """Return JSON that is laid out down to lists of lists, and dense below."""
+    inner = " " * (depth + 1)
+    if isinstance(value, dict):
+        some = cast(dict[str, Any], value)
+        items = [f"{inner}{json.dumps(key)}: {_lines(one, depth + 1)}" for key, one in some.items()]
+        opened, closed = "{}"
+    elif isinstance(value, list) and any(isinstance(one, list) for one in cast(list[Any], value)):
+        items = [f"{inner}{_dense(one)}" for one in cast(list[Any], value)]
+        opened, closed = "[]"
+    else:
+        return _dense(value)
+    return f"{opened}\n" + ",\n".join(items) + f"\n{' ' * depth}{closed}"
+
+
+def _dense(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def drawn_image(name: str) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ from tests.goldens.files import (
     kld_between,
     redraw,
     redraw_adapter,
+    write_golden_json,
     write_weights_file,
 )
 from tests.goldens.recipe import Recipe
@@ -148,7 +149,7 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
             text_options=recipe.options,
             text_alone=bool(recipe.refused_mmproj),
         )
-        write_json(folder / "converter.json", golden)
+        write_golden_json(folder / "converter.json", golden)
 
 
 def make_adapter() -> None:
