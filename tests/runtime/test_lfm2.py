@@ -56,7 +56,7 @@ BROKEN: dict[str, Mutation] = {
     "`mm.1.weight`": _number("projector.scale_factor", 4),
     "patches of 15 pixels": _number("patch_size", 15),
     "`v.patch_embd.weight`": _number("patch_size", 8),
-    "in 5 heads": _number("attention.head_count", 5),
+    "5 attention heads": _number("attention.head_count", 5),
     "no tensor `v.position_embd.weight`": mmproj(without("v.position_embd.weight")),
     "48 positions": mmproj(instead("v.position_embd.weight", "v.blk.0.attn_q.weight")),
     "`mm.2.weight`": mmproj(without("mm.2.weight")),

@@ -18,7 +18,7 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.native.system import Memory, read_processor
 from edgevlm.native.text_context import KVType
 from edgevlm.runtime import memory as memory_module
-from edgevlm.runtime import vlm as vlm_module
+from edgevlm.runtime.context_length import context_length
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.memory import check_memory
 from edgevlm.runtime.vlm import open_vlm
@@ -257,4 +257,4 @@ def test_a_context_beyond_the_model_is_left_to_open_vlm(text: GGUFFile) -> None:
 
 
 def test_the_default_context_is_open_vlm_s() -> None:
-    assert memory_module.DEFAULT_N_CTX == vlm_module.DEFAULT_N_CTX
+    assert context_length(None, 1 << 20) == memory_module.DEFAULT_N_CTX

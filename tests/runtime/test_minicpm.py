@@ -45,7 +45,7 @@ BROKEN: dict[str, Mutation] = {
     "3 x 3 patches": _number("projector.scale_factor", 3),
     "slices of 25": _number("image_size", 25),
     "slices of 8000": _number("image_size", 8000),
-    "in 5 heads": _number("attention.head_count", 5),
+    "5 attention heads": _number("attention.head_count", 5),
     "`v.patch_embd.weight`": _number("patch_size", 3),
     "no tensor `v.position_embd.weight`": mmproj(without("v.position_embd.weight")),
     "`v.position_embd.weight`": mmproj(instead("v.position_embd.weight", "v.blk.0.attn_q.weight")),

@@ -34,7 +34,7 @@ BROKEN: dict[str, Mutation] = {
     "v.blk.1.attn_k.weight": mmproj(without("v.blk.1.attn_k.weight")),
     "v.blk.0.ffn_down.weight": mmproj(without("v.blk.0.ffn_down.weight")),
     "v.blk.3": _number("block_count", 4),
-    "48 channels in 5 heads": _number("attention.head_count", 5),
+    "5 attention heads": _number("attention.head_count", 5),
     "48 channels in 8 heads": _number("attention.head_count", 8),
 }
 

@@ -151,7 +151,7 @@ BROKEN: dict[str, Mutation] = {
     "no tensor `v.blk.4.": _number("block_count", 5),
     "merges 3 x 3 of 4 x 4 patches": _number("projector.scale_factor", 3),
     "merges 0 x 0": _number("projector.scale_factor", 0),
-    "40 channels in 3 heads": _number("attention.head_count", 3),
+    "3 attention heads": _number("attention.head_count", 3),
     "into 2 to 6 tiles": _number("preproc_min_tiles", 2),
     "into 1 to 0 tiles": _number("preproc_max_tiles", 0),
     "into 1 to 145 tiles": _number("preproc_max_tiles", 145),
