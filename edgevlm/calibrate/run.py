@@ -106,7 +106,7 @@ def calibrate(
         ImageError: no image could be read.
         ModelLoadError: tensors of the installed llama.cpp cannot be read.
     """
-    running = ChannelSums()
+    running = ChannelSums(leaves_out_steps=True)
     if running.fault:
         raise ModelLoadError(
             f"calibration reads tensors of llama.cpp, which is not possible here: {running.fault}",
@@ -216,19 +216,31 @@ def _run(
         return
     if digest in state.done:
         return
-    # Nothing may be spared: what is not computed is not seen.
-    vlm.forget()
-    state.running.sums.clear()
     answer = vlm.tokenize(sample.answer) if sample.answer else []
-    if answer:
-        vlm.answer_logits(sample.prompt, [pixels], answer=answer)
-    else:
-        params = SamplingParams(max_tokens=state.options.max_tokens)
-        vlm.generate(sample.prompt, [pixels], params=params)
+    if not _collect(vlm, sample.prompt, pixels, answer, state):
+        # A recurrent memory cannot forget its end: there every step is looked at.
+        state.running.leaves_out_steps = False
+        _collect(vlm, sample.prompt, pixels, answer, state)
     state.add(digest)
     result.n_run += 1
     if result.n_run % _SAVE_EVERY == 0:
         state.write([sample])
+
+
+def _collect(vlm: VLM, prompt: str, pixels: Pixels, answer: Sequence[int], state: _State) -> bool:
+    """Run one prompt; False: its answer could not be read again, and nothing counts."""
+    # Nothing may be spared: what is not computed is not seen.
+    vlm.forget()
+    state.running.sums.clear()
+    if answer:
+        vlm.answer_logits(prompt, [pixels], answer=answer)
+        return True
+    params = SamplingParams(max_tokens=state.options.max_tokens)
+    n_prompt = vlm.generate(prompt, [pixels], params=params).n_prompt_tokens
+    n_answer = vlm.cache.n_used - n_prompt
+    if not state.running.leaves_out_steps or n_answer <= 0:
+        return True
+    return vlm.cache.read_again(n_answer)
 
 
 def _digest(sample: Sample) -> str:

@@ -44,10 +44,13 @@ class ChannelSums:
 
     Attributes:
         kind: what the rows of the running graph are, such as "text"; sums are kept apart by it.
+        leaves_out_steps: leave out graphs of a single token, which cost a third more with sums; who
+            asks for that has them read again in one batch.
         sums: by kind, then by the matrix's name.
     """
 
     kind: str = ""
+    leaves_out_steps: bool = False
     sums: dict[str, dict[str, MatrixSums]] = field(default_factory=dict[str, dict[str, MatrixSums]])
     _shared: dict[int, tuple[NDArray[np.float64], int]] = field(
         default_factory=dict[int, tuple[NDArray[np.float64], int]]

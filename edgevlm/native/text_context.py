@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -195,10 +195,7 @@ class TextContext:
             batch.embd = embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         batch.pos = pos.ctypes.data_as(int32_p)
         batch.logits = wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        if self._sums is not None:
-            self._sums.kind = TEXT_ROWS if embd is None else IMAGE_ROWS
-        watched = self._callback.one_graph() if self._callback else nullcontext()
-        with complaints() as lines, watched:
+        with complaints() as lines, self._watched(n_tokens, is_image=embd is not None):
             status = self._c.llama_decode(self.handle, batch)
         if status:
             raise ModelLoadError(
@@ -207,6 +204,14 @@ class TextContext:
             )
         self.n_used += n_tokens
         self._n_kept, self._n_rows = n_logits, int(wants_logits.sum())
+
+    def _watched(self, n_tokens: int, *, is_image: bool) -> AbstractContextManager[None]:
+        if self._sums is None or self._callback is None:
+            return nullcontext()
+        if n_tokens == 1 and self._sums.leaves_out_steps:
+            return nullcontext()
+        self._sums.kind = IMAGE_ROWS if is_image else TEXT_ROWS
+        return self._callback.one_graph()
 
     def synchronize(self) -> None:
         """Wait until the device has finished; for honest clocks."""

@@ -140,6 +140,24 @@ class KVCache:
             self.context.decode_tokens(tokens, n_logits=n_logits)
         self.held += tokens
 
+    def read_again(self, n_tokens: int) -> bool:
+        """Forget the last tokens and read them in one batch, for who looks at graphs.
+
+        Args:
+            n_tokens: how many; none of them of an image.
+
+        Returns:
+            False where this memory cannot forget its end alone: then it is empty.
+        """
+        kept = self.held[: len(self.held) - n_tokens]
+        tokens = [item for item in self.held[len(kept) :] if isinstance(item, int)]
+        self.held = []
+        if not self.context.keep(n_used=_n_tokens(kept), position=_n_positions(kept)):
+            return False
+        self.held = kept
+        self.append(tokens, n_logits=1)
+        return True
+
     def clear(self) -> None:
         """Forget everything."""
         self.held = []
