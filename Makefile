@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/edgevlm demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

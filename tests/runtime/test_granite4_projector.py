@@ -41,7 +41,7 @@ BROKEN: dict[str, Mutation] = {
     "at offsets [-1]": _list("projector.spatial_offsets", [-1]),
     "windows of 4 x 4 patches that become 1 x 1": _number("projector.query_side", 1),
     "windows of 4 x 4 patches that become 2 x 2, in 5 x 5": _number("image_size", 10),
-    "64 channels in 3 heads": _number("attention.head_count", 3),
+    "3 attention heads, which do not divide its width 64": _number("attention.head_count", 3),
     "scales images into []": _list("image_grid_pinpoints", []),
     "scales images into [16, 24]": _list("image_grid_pinpoints", [16, 24]),
     "scales images into [16]": _list("image_grid_pinpoints", [16]),

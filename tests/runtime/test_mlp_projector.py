@@ -38,7 +38,7 @@ BROKEN: dict[str, Mutation] = {
     "tensor `v.patch_embd.weight`": _number("patch_size", 9),
     "tensor `v.class_embd`": mmproj(instead("v.class_embd", "mm.0.bias")),
     "images of 7 pixels in patches of 8": _number("image_size", 7),
-    "32 channels in 5 heads": _number("attention.head_count", 5),
+    "5 attention heads, which do not divide its width 32": _number("attention.head_count", 5),
     "tensor `mm.0.weight`": _layers(1, 2),
     "reads block 3 of 2": _layers(3),
     "tensor `mm.2.weight`": _number("projection_dim", 64),

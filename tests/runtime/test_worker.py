@@ -101,8 +101,10 @@ def test_it_is_called_as_in_process(
     here: Callable[..., object], there: Callable[..., object]
 ) -> None:
     mine = inspect.signature(there).parameters
-    assert list(inspect.signature(here).parameters) == [name for name in mine if name != "started"]
-    for name, parameter in inspect.signature(here).parameters.items():
+    # What looks at the graphs of a model must live in the model's own process.
+    own = {name: one for name, one in inspect.signature(here).parameters.items() if name != "sums"}
+    assert list(own) == [name for name in mine if name != "started"]
+    for name, parameter in own.items():
         assert callable(parameter.default) or parameter.default == mine[name].default, name
 
 
