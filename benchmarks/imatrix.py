@@ -42,6 +42,7 @@ from edgevlm.quantize.profile_file import load_profile
 from edgevlm.quantize.run import plan_quantize
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.vlm import open_vlm
+from edgevlm.verify.metrics import cosines
 
 LEVELS = ("Q5_K_M", "Q4_K_M", "pi", "Q3_K_M", "Q2_K", "IQ3_S")
 WEIGHTS = {"text alone": 0.0, "0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "images alone": 1.0}
@@ -139,17 +140,11 @@ def projectors(
     return found
 
 
-def embeddings(text: Path, mmproj: Path, images: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
+def embeddings(text: Path, mmproj: Path, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Return the visual tokens of all images, [n, width]."""
     with open_vlm(model=text, mmproj=mmproj, n_ctx=512, device="cpu") as vlm:
         rows = [tile for image in images for tile in vlm.encode(image).tiles]
-    return np.concatenate(rows).astype(np.float64)
-
-
-def cosines(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cosine of each pair of rows."""
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (one * other).sum(axis=1) / norms
+    return np.concatenate(rows)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from edgevlm.quantize.profile_file import load_profile, profile_names
 from edgevlm.quantize.run import plan_quantize
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.vlm import VLM, open_vlm
+from edgevlm.verify.metrics import log_softmax
 
 MAX_TOKENS = 60
 CONTEXT = 512
@@ -195,12 +196,6 @@ def divergence(vlm: VLM, one: Asked) -> tuple[NDArray[np.float64], NDArray[np.bo
     ours = log_softmax(vlm.answer_logits(one.prompt, [one.pixels], answer=one.answer))
     kld = (np.exp(one.logprobs) * (one.logprobs - ours)).sum(axis=1)
     return np.maximum(kld, 0.0), ours.argmax(axis=1) == one.logprobs.argmax(axis=1)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return natural log-probabilities of [n, n_vocab] logits."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def half_interval(sums: NDArray[np.float64]) -> float:

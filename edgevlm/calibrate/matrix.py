@@ -19,9 +19,10 @@ from edgevlm_convert.writer import OutputTensor, plan_gguf, write_gguf
 from numpy.typing import NDArray
 
 from edgevlm.errors import GGUFError, OutputError, QuantizationError
-from edgevlm.gguf_file import GGUFFile, GGUFTensor, read_gguf
+from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.native.channel_sums import MatrixSums
 from edgevlm.native.text_context import IMAGE_ROWS, TEXT_ROWS
+from edgevlm.quantize.imatrix_file import f32_values
 
 Sums = Mapping[str, Mapping[str, MatrixSums]]
 _MODEL_KEY, _DONE_KEY = "edgevlm.calibrate.model", "edgevlm.calibrate.done"
@@ -155,7 +156,7 @@ def _kept_sums(file: GGUFFile) -> dict[str, dict[str, MatrixSums]]:
         counts = tensors.get(f"{stem}.{kind}{_COUNTS}")
         if kind == "in" or not name.endswith(_SUMS) or counts is None:
             continue
-        sum2, rows = _values(file.path, tensor), _values(file.path, counts)
+        sum2, rows = f32_values(file.path, tensor), f32_values(file.path, counts)
         if len(tensor.shape) != 2 or len(sum2) % len(rows) or not np.isfinite(sum2).all():
             raise QuantizationError(
                 f"`{file.path}` has broken sums `{name}`",
@@ -166,11 +167,3 @@ def _kept_sums(file: GGUFFile) -> dict[str, dict[str, MatrixSums]]:
             counts=np.rint(rows).astype(np.int64),
         )
     return sums
-
-
-def _values(path: Path, tensor: GGUFTensor) -> NDArray[np.float32]:
-    if tensor.type != "F32" or not tensor.n_weights:
-        raise QuantizationError(f"`{path}` has `{tensor.name}` as {tensor.type}")
-    with path.open("rb") as file:
-        file.seek(tensor.offset)
-        return np.frombuffer(file.read(tensor.n_bytes), "<f4")

@@ -14,13 +14,12 @@ from edgevlm.gguf_file import GGUFFile
 from edgevlm.gguf_shards import read_model
 from edgevlm.native.channel_sums import ChannelSums
 from edgevlm.progress import SILENT, Progress
+from edgevlm.quantize.run import quantized_type
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.vlm import VLM, open_vlm
 
-# Tensor types of a model that nothing was rounded away from yet.
-_FLOATS = frozenset({"F32", "F16", "BF16"})
 # Between two of these a kill loses what was collected; each costs a few milliseconds.
 _SAVE_EVERY = 32
 
@@ -257,12 +256,12 @@ def _identity(text: Path, mmproj: Path) -> str:
 
 
 def _check_floats(file: GGUFFile) -> None:
-    for tensor in file.tensors:
-        if len(tensor.shape) > 1 and tensor.type not in _FLOATS and "_" in tensor.type:
-            raise QuantizationError(
-                f"`{file.path}` is quantized: `{tensor.name}` is {tensor.type}",
-                hint="calibrate the 16-bit model, `edgevlm convert CHECKPOINT` writes it",
-            )
+    blocks = quantized_type(file)
+    if blocks is not None:
+        raise QuantizationError(
+            f"`{file.path}` is quantized: it holds {blocks}",
+            hint="calibrate the 16-bit model, `edgevlm convert CHECKPOINT` writes it",
+        )
 
 
 def _describe(sums: ChannelSums, result: Calibrated) -> None:

@@ -99,13 +99,21 @@ def _read_gguf(file: GGUFFile) -> Imatrix:
     )
 
 
-def _values(path: Path, tensor: GGUFTensor) -> NDArray[np.float32]:
+def f32_values(path: Path, tensor: GGUFTensor) -> NDArray[np.float32]:
+    """Return the values of a tensor of sums or counts, [n_values] float32.
+
+    Raises:
+        QuantizationError: it holds something else than float32, or nothing.
+    """
     if tensor.type != "F32" or not tensor.n_weights:
         raise _broken(path, f"has `{tensor.name}` as {tensor.type} of {tensor.n_weights} values")
     with path.open("rb") as file:
         file.seek(tensor.offset)
-        values = np.frombuffer(file.read(tensor.n_bytes), "<f4")
-    return _checked(path, tensor.name, values)
+        return np.frombuffer(file.read(tensor.n_bytes), "<f4")
+
+
+def _values(path: Path, tensor: GGUFTensor) -> NDArray[np.float32]:
+    return _checked(path, tensor.name, f32_values(path, tensor))
 
 
 def _checked(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:

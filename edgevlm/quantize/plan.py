@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from edgevlm_convert.encoder import TensorInfo
 
-from edgevlm.ggml_types import TENSOR_TYPES
 from edgevlm.quantize.profile import QuantProfile, Rule
 from edgevlm.quantize.tensors import (
     Subject,
     block_number,
     first_match,
+    fitting,
     is_text_matrix,
     name_order,
     read_model,
@@ -70,23 +70,10 @@ def plan_text(
         rule = first_match(profile.rules, subject, model)
         if rule is not None:
             used.add(rule)
-        types[tensor.name] = fitting(profile, rule, tensor.shape[-1]) or _LAST_RESORT
+        wanted = profile.type if rule is None else rule.type
+        fallback = (rule and rule.fallback) or profile.fallback.get(wanted)
+        types[tensor.name] = fitting(wanted, fallback, tensor.shape[-1]) or _LAST_RESORT
     return TypePlan(types=types, used=frozenset(used))
-
-
-def fitting(profile: QuantProfile, rule: Rule | None, row_length: int) -> str | None:
-    """Return the type that a rule wants or its fallback; None: no block divides the rows.
-
-    Args:
-        profile: whose fallbacks hold.
-        rule: the one that matched; None: the profile's own type is wanted.
-        row_length: values in a row.
-    """
-    wanted = profile.type if rule is None else rule.type
-    if row_length % TENSOR_TYPES[wanted].block_size:
-        fallback = None if rule is None else rule.fallback
-        wanted = fallback or profile.fallback.get(wanted, wanted)
-    return None if row_length % TENSOR_TYPES[wanted].block_size else wanted
 
 
 def _subjects(

@@ -17,7 +17,6 @@ from types import MappingProxyType
 
 from edgevlm_convert.encoder import TensorInfo
 
-from edgevlm.ggml_types import TENSOR_TYPES
 from edgevlm.quantize.plan import TypePlan
 from edgevlm.quantize.profile import QuantProfile, Rule
 from edgevlm.quantize.tensors import (
@@ -27,6 +26,7 @@ from edgevlm.quantize.tensors import (
     Model,
     Subject,
     first_match,
+    fitting,
     integer,
     n_dimensions,
     role_by_part,
@@ -82,7 +82,9 @@ def plan_projector(
     lengths = {tensor.name: tensor.shape[-1] for tensor in tensors if tensor.name in rules}
     for name, rule in rules.items():
         wanted = type if rule is None else rule.type
-        types[name] = _fitting(profile, rule, wanted, lengths[name]) or types[name]
+        fallback = (rule and rule.fallback) or (profile and profile.fallback.get(wanted))
+        fallback = fallback or FALLBACK.get(wanted)
+        types[name] = fitting(wanted, fallback, lengths[name]) or types[name]
     used = frozenset(rule for rule in rules.values() if rule is not None)
     return TypePlan(types=types, used=used)
 
@@ -121,18 +123,6 @@ def _kind(metadata: Mapping[str, object]) -> str:
     keys = ("clip.projector_type", "clip.vision.projector_type")
     values = (getattr(metadata.get(key), "value", None) for key in keys)
     return next((value for value in values if isinstance(value, str)), "")
-
-
-def _fitting(
-    profile: QuantProfile | None, rule: Rule | None, wanted: str, row_length: int
-) -> str | None:
-    """Return the type wanted or its fallback, None where no block divides the rows."""
-    if row_length % TENSOR_TYPES[wanted].block_size:
-        fallback = None if rule is None else rule.fallback
-        if fallback is None and profile is not None:
-            fallback = profile.fallback.get(wanted)
-        wanted = fallback or FALLBACK.get(wanted, wanted)
-    return None if row_length % TENSOR_TYPES[wanted].block_size else wanted
 
 
 def _is_matrix(tensor: TensorInfo) -> bool:

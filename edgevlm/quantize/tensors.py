@@ -14,6 +14,7 @@ from typing import cast
 from edgevlm_convert.encoder import TensorInfo
 
 from edgevlm.errors import QuantizationError
+from edgevlm.ggml_types import TENSOR_TYPES
 from edgevlm.quantize.profile import WEIGHT_TYPES, Rule
 
 FLOATS = ("F32", "F16", "BF16")
@@ -117,6 +118,13 @@ class Subject:
 def first_match(rules: Sequence[Rule], subject: Subject, model: Model) -> Rule | None:
     """Return the first rule that holds for a tensor, None when none does."""
     return next((rule for rule in rules if _holds(rule, subject, model)), None)
+
+
+def fitting(wanted: str, fallback: str | None, row_length: int) -> str | None:
+    """Return the type wanted, else its fallback; None: the blocks of neither divide the rows."""
+    if row_length % TENSOR_TYPES[wanted].block_size:
+        wanted = fallback or wanted
+    return None if row_length % TENSOR_TYPES[wanted].block_size else wanted
 
 
 def uses_more_bits(layer: int, n_layers: int) -> bool:

@@ -12,11 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-Pixels = NDArray[np.uint8]
+from edgevlm.runtime.stretch_canvas import Pixels, stretched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +43,4 @@ class LongestCanvas:
             pixels: RGB uint8 [height, width, 3].
         """
         height, width, _ = pixels.shape
-        size = self.laid_out(width, height)
-        if size == (width, height):
-            return [pixels]
-        return [np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))]
+        return [stretched(pixels, self.laid_out(width, height))]

@@ -68,10 +68,20 @@ class StretchCanvas:
             pixels: RGB uint8 [height, width, 3].
         """
         height, width, _ = pixels.shape
-        size = self.laid_out(width, height)
-        if size == (width, height):
-            return [pixels]
-        return [np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))]
+        return [stretched(pixels, self.laid_out(width, height))]
+
+
+def stretched(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Return an image at (width, height): itself where it has that size, else bicubic by Pillow.
+
+    Args:
+        pixels: RGB uint8 [height, width, 3].
+        size: (width, height) in pixels.
+    """
+    height, width, _ = pixels.shape
+    if size == (width, height):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def _widened(width: int, height: int, cell: int) -> tuple[int, int]:

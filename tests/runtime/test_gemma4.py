@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgevlm_convert import ConversionPlan, convert_checkpoint, plan_conversion
+from edgevlm_convert import ConversionPlan, plan_conversion
 from edgevlm_convert.metadata import u32
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.gemma4_canvas import Gemma4Canvas
-from edgevlm.runtime.preflight import check_projector, check_text_model
+from edgevlm.runtime.preflight import check_text_model
 from edgevlm.runtime.vlm import open_vlm
 from tests.convert.mutations import Mutation, instead, mmproj, nothing, text, without
 from tests.goldens.files import drawn_image, redraw
+from tests.runtime.broken_projectors import check_refused, written
 
 VISION = "clip.vision."
 PUBLISHED = Gemma4Canvas(cell=48, max_tokens=280)
@@ -54,25 +55,15 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ConversionPlan:
     return plan_conversion(redraw("gemma4", tmp_path_factory.mktemp("gemma4")), outtype="f32")
 
 
-def _written(plan: ConversionPlan, folder: Path) -> tuple[Path, Path]:
-    paths = folder / "text.gguf", folder / "mmproj.gguf"
-    convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
-    return paths
-
-
 @pytest.mark.parametrize("blamed", BROKEN)
 def test_a_broken_one_is_refused(plan: ConversionPlan, tmp_path: Path, blamed: str) -> None:
-    text_path, projector = _written(BROKEN[blamed](plan), tmp_path)
-    with pytest.raises(GGUFError) as caught:
-        check_projector(projector, check_text_model(text_path)[0])
-    assert blamed in caught.value.message
-    assert caught.value.hint
+    check_refused(BROKEN[blamed](plan), tmp_path, blamed)
 
 
 def test_a_text_model_of_shared_keys_alone_is_refused(plan: ConversionPlan, tmp_path: Path) -> None:
     broken = text(nothing, {"gemma4.attention.shared_kv_layers": u32(5)})(plan)
     with pytest.raises(GGUFError, match="shares keys in 5 of 6 layers"):
-        check_text_model(_written(broken, tmp_path)[0])
+        check_text_model(written(broken, tmp_path)[0])
 
 
 @pytest.mark.parametrize("size", STRETCHED)
@@ -86,7 +77,7 @@ def test_images_are_stretched_as_transformers_does(size: tuple[int, int]) -> Non
 def test_the_runtime_counts_what_the_canvas_says(
     plan: ConversionPlan, tmp_path: Path, name: str
 ) -> None:
-    model, projector = _written(plan, tmp_path)
+    model, projector = written(plan, tmp_path)
     image = drawn_image(name)
     height, width, _ = image.shape
     wide, high = Gemma4Canvas(cell=12, max_tokens=70).laid_out(width, height)
@@ -98,7 +89,7 @@ def test_the_runtime_counts_what_the_canvas_says(
 
 
 def test_the_memory_of_an_image_is_that_of_the_budget(plan: ConversionPlan, tmp_path: Path) -> None:
-    files = [read_gguf(path) for path in _written(plan, tmp_path)]
+    files = [read_gguf(path) for path in written(plan, tmp_path)]
     small, large = (
         predict_footprint(*files, n_ctx=512, image_sizes=[size]).vision_compute
         for size in ((20, 20), (120, 84))

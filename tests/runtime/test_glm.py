@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgevlm_convert import ConversionPlan, convert_checkpoint, plan_conversion
+from edgevlm_convert import ConversionPlan, plan_conversion
 from edgevlm_convert.metadata import array, u32
 from PIL import Image
 
-from edgevlm.errors import GGUFError, ImageError, ModelLoadError
+from edgevlm.errors import ImageError, ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.preflight import check_projector, check_text_model
@@ -19,6 +19,7 @@ from edgevlm.runtime.stretch_canvas import StretchCanvas
 from edgevlm.runtime.vlm import open_vlm
 from tests.convert.mutations import Mutation, instead, mmproj, nothing, text, without
 from tests.goldens.files import drawn_image, redraw
+from tests.runtime.broken_projectors import check_refused, written
 
 VISION = "clip.vision."
 GLM_OCR = StretchCanvas(cell=28, least=6272, most=4816896)
@@ -65,19 +66,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ConversionPlan:
     return plan_conversion(redraw("glm_ocr", tmp_path_factory.mktemp("glm")), outtype="f32")
 
 
-def _written(plan: ConversionPlan, folder: Path) -> tuple[Path, Path]:
-    paths = folder / "text.gguf", folder / "mmproj.gguf"
-    convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
-    return paths
-
-
 @pytest.mark.parametrize("blamed", BROKEN)
 def test_a_broken_one_is_refused(plan: ConversionPlan, tmp_path: Path, blamed: str) -> None:
-    text_path, projector = _written(BROKEN[blamed](plan), tmp_path)
-    with pytest.raises(GGUFError) as caught:
-        check_projector(projector, check_text_model(text_path)[0])
-    assert blamed in caught.value.message
-    assert caught.value.hint
+    check_refused(BROKEN[blamed](plan), tmp_path, blamed)
 
 
 @pytest.mark.parametrize("sections", [None, [0, 8, 8, 0], [8, 0, 8, 0], [16]], ids=str)
@@ -86,7 +77,7 @@ def test_a_text_model_without_positions_of_images_is_refused(
 ) -> None:
     values = None if sections is None else array("INT32", sections)
     changed = text(nothing, {"glm4.rope.dimension_sections": values})(plan)
-    text_path, projector = _written(changed, tmp_path)
+    text_path, projector = written(changed, tmp_path)
     with pytest.raises(ModelLoadError, match="no positions of images") as caught:
         check_projector(projector, check_text_model(text_path)[0])
     assert caught.value.hint
@@ -94,7 +85,7 @@ def test_a_text_model_without_positions_of_images_is_refused(
 
 def test_a_file_that_names_no_bounds_has_llama_cpps(plan: ConversionPlan, tmp_path: Path) -> None:
     keys = {f"{VISION}image_{name}_pixels": None for name in ("min", "max")}
-    text_path, projector = _written(mmproj(nothing, keys)(plan), tmp_path)
+    text_path, projector = written(mmproj(nothing, keys)(plan), tmp_path)
     span = check_projector(projector, check_text_model(text_path)[0])
     assert span.canvas == StretchCanvas(cell=16, least=8 * 256, most=4096 * 256)
     assert span.max_tokens == 4096
@@ -108,7 +99,7 @@ def test_sizes_are_transformers() -> None:
 def test_an_image_is_stretched_and_nothing_is_put_beside_it(
     plan: ConversionPlan, tmp_path: Path
 ) -> None:
-    text_path, projector = _written(plan, tmp_path)
+    text_path, projector = written(plan, tmp_path)
     photo = drawn_image("60x90-1")
     by_hand = np.asarray(Image.fromarray(photo).resize((96, 64), Image.Resampling.BICUBIC))
     with open_vlm(model=text_path, mmproj=projector, n_ctx=512, device="cpu", strict=True) as vlm:
@@ -122,13 +113,13 @@ def test_an_image_is_stretched_and_nothing_is_put_beside_it(
 def test_more_tokens_than_libmtmds_own_limit(plan: ConversionPlan, tmp_path: Path) -> None:
     # 65 x 64 tokens of 16 x 16 pixels; libmtmd alone would take 4096.
     larger = mmproj(nothing, {f"{VISION}image_max_pixels": u32(65 * 64 * 256)})(plan)
-    text_path, projector = _written(larger, tmp_path)
+    text_path, projector = written(larger, tmp_path)
     with open_vlm(model=text_path, mmproj=projector, n_ctx=512, device="cpu") as vlm:
         assert vlm.count_visual_tokens(65 * 16, 64 * 16) == 65 * 64
 
 
 def test_memory_grows_with_the_image_to_the_bound(plan: ConversionPlan, tmp_path: Path) -> None:
-    text_file, projector = map(read_gguf, _written(plan, tmp_path))
+    text_file, projector = map(read_gguf, written(plan, tmp_path))
 
     def vision(side: int, n_ctx: int = 8192) -> int:
         sizes = [(side, side)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edgevlm_convert import ConversionPlan, convert_checkpoint, plan_conversion
+from edgevlm_convert import ConversionPlan, plan_conversion
 from edgevlm_convert.metadata import array, u32
 
 from edgevlm.errors import GGUFError, ModelLoadError
@@ -15,6 +15,7 @@ from edgevlm.runtime.granite4_projector import n_tiles
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from tests.convert.mutations import Mutation, instead, mmproj, nothing, text, without
 from tests.goldens.files import redraw
+from tests.runtime.broken_projectors import written
 
 VISION = "clip.vision."
 
@@ -53,14 +54,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ConversionPlan:
     return plan_conversion(redraw("granite4_vision", tmp_path_factory.mktemp("granite4")))
 
 
-def _written(plan: ConversionPlan, folder: Path) -> tuple[Path, Path]:
-    paths = folder / "text.gguf", folder / "mmproj.gguf"
-    convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
-    return paths
-
-
 def _check(plan: ConversionPlan, folder: Path) -> None:
-    text_path, projector = _written(plan, folder)
+    text_path, projector = written(plan, folder)
     check_projector(projector, check_text_model(text_path)[0])
 
 
@@ -88,7 +83,7 @@ def test_a_text_model_that_takes_other_streams_is_refused(
 
 
 def test_tiles_and_their_memory(plan: ConversionPlan, tmp_path: Path) -> None:
-    text_file, projector = map(read_gguf, _written(plan, tmp_path))
+    text_file, projector = map(read_gguf, written(plan, tmp_path))
     sizes = {(16, 16): 1, (32, 16): 2, (16, 32): 2, (300, 300): 4, (90, 30): 3, (8, 8): 1}
     assert {size: n_tiles(projector, *size) for size in sizes} == sizes
 

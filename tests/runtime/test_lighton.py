@@ -6,21 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgevlm_convert import ConversionPlan, convert_checkpoint, plan_conversion
+from edgevlm_convert import ConversionPlan, plan_conversion
 from edgevlm_convert.metadata import u32
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.native.projector import ImageChunk, TextChunk
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.layout import without_frames
 from edgevlm.runtime.longest_canvas import LongestCanvas
-from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.vlm import open_vlm
 from tests.convert.mutations import Mutation, instead, mmproj, nothing, without
 from tests.goldens.files import drawn_image, redraw
+from tests.runtime.broken_projectors import check_refused, written
 
 VISION = "clip.vision."
 PUBLISHED = LongestCanvas(cell=28, longest=1540)
@@ -46,19 +45,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ConversionPlan:
     return plan_conversion(redraw("lighton_ocr", tmp_path_factory.mktemp("ocr")), outtype="f32")
 
 
-def _written(plan: ConversionPlan, folder: Path) -> tuple[Path, Path]:
-    paths = folder / "text.gguf", folder / "mmproj.gguf"
-    convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
-    return paths
-
-
 @pytest.mark.parametrize("blamed", BROKEN)
 def test_a_broken_one_is_refused(plan: ConversionPlan, tmp_path: Path, blamed: str) -> None:
-    text_path, projector = _written(BROKEN[blamed](plan), tmp_path)
-    with pytest.raises(GGUFError) as caught:
-        check_projector(projector, check_text_model(text_path)[0])
-    assert blamed in caught.value.message
-    assert caught.value.hint
+    check_refused(BROKEN[blamed](plan), tmp_path, blamed)
 
 
 def test_a_page_has_the_size_that_transformers_gives_it() -> None:
@@ -80,7 +69,7 @@ def test_tokens_around_images_are_taken_out() -> None:
 
 
 def test_images_are_stretched_and_stand_alone(plan: ConversionPlan, tmp_path: Path) -> None:
-    text_path, projector = _written(plan, tmp_path)
+    text_path, projector = written(plan, tmp_path)
     photo = drawn_image("60x90-1")
     by_hand = np.asarray(Image.fromarray(photo).resize((64, 48), Image.Resampling.BICUBIC))
     with open_vlm(model=text_path, mmproj=projector, n_ctx=512, device="cpu", strict=True) as vlm:
@@ -90,7 +79,7 @@ def test_images_are_stretched_and_stand_alone(plan: ConversionPlan, tmp_path: Pa
 
 
 def test_memory_is_that_of_the_largest_image(plan: ConversionPlan, tmp_path: Path) -> None:
-    text_file, projector = map(read_gguf, _written(plan, tmp_path))
+    text_file, projector = map(read_gguf, written(plan, tmp_path))
 
     def vision(side: int) -> int:
         found = predict_footprint(text_file, projector, n_ctx=512, image_sizes=[(side, side)])

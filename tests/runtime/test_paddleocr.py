@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgevlm_convert import ConversionPlan, convert_checkpoint, plan_conversion
+from edgevlm_convert import ConversionPlan, plan_conversion
 from edgevlm_convert.metadata import u32
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgevlm.errors import GGUFError, ImageError, ModelLoadError
+from edgevlm.errors import ImageError, ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.native import position_scale
 from edgevlm.runtime.footprint import predict_footprint
-from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.stretch_canvas import StretchCanvas
 from edgevlm.runtime.vlm import open_vlm
 from tests.convert.mutations import Mutation, instead, mmproj, nothing, without
 from tests.goldens.files import drawn_image, redraw
+from tests.runtime.broken_projectors import check_refused, written
 
 VISION = "clip.vision."
 PUBLISHED = StretchCanvas(cell=28, least=147384, most=2822400, rounds=True)
@@ -63,19 +63,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ConversionPlan:
     return plan_conversion(redraw("paddleocr_vl", tmp_path_factory.mktemp("ernie")), outtype="f32")
 
 
-def _written(plan: ConversionPlan, folder: Path) -> tuple[Path, Path]:
-    paths = folder / "text.gguf", folder / "mmproj.gguf"
-    convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1])
-    return paths
-
-
 @pytest.mark.parametrize("blamed", BROKEN)
 def test_a_broken_one_is_refused(plan: ConversionPlan, tmp_path: Path, blamed: str) -> None:
-    text_path, projector = _written(BROKEN[blamed](plan), tmp_path)
-    with pytest.raises(GGUFError) as caught:
-        check_projector(projector, check_text_model(text_path)[0])
-    assert blamed in caught.value.message
-    assert caught.value.hint
+    check_refused(BROKEN[blamed](plan), tmp_path, blamed)
 
 
 def test_sizes_are_transformers() -> None:
@@ -86,7 +76,7 @@ def test_sizes_are_transformers() -> None:
 def test_an_image_is_stretched_and_nothing_is_put_beside_it(
     plan: ConversionPlan, tmp_path: Path
 ) -> None:
-    text_path, projector = _written(plan, tmp_path)
+    text_path, projector = written(plan, tmp_path)
     photo = drawn_image("60x90-1")
     by_hand = np.asarray(Image.fromarray(photo).resize((96, 64), Image.Resampling.BICUBIC))
     with open_vlm(model=text_path, mmproj=projector, n_ctx=512, device="cpu", strict=True) as vlm:
@@ -100,7 +90,7 @@ def test_an_image_is_stretched_and_nothing_is_put_beside_it(
 def test_positions_are_not_smoothed(
     plan: ConversionPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text_path, projector = _written(plan, tmp_path)
+    text_path, projector = written(plan, tmp_path)
     # The table has five rows and columns. The line has two rows; the square needs no scaling down.
     line, square = drawn_image("16x96-1"), drawn_image("64x64-1")
 
@@ -120,7 +110,7 @@ def test_positions_are_not_smoothed(
 def test_a_ggml_whose_nodes_cannot_be_changed_is_refused(
     plan: ConversionPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text_path, projector = _written(plan, tmp_path)
+    text_path, projector = written(plan, tmp_path)
     monkeypatch.setattr(position_scale, "layout_fault", lambda: "the fields have moved")
     with (
         pytest.raises(ModelLoadError, match="the fields have moved"),
@@ -130,7 +120,7 @@ def test_a_ggml_whose_nodes_cannot_be_changed_is_refused(
 
 
 def test_memory_grows_with_the_image_to_the_bound(plan: ConversionPlan, tmp_path: Path) -> None:
-    text_file, projector = map(read_gguf, _written(plan, tmp_path))
+    text_file, projector = map(read_gguf, written(plan, tmp_path))
 
     def vision(side: int) -> int:
         found = predict_footprint(text_file, projector, n_ctx=8192, image_sizes=[(side, side)])
