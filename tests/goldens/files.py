@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +19,30 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.verify.reference_file import Case, read_reference
+from edgevlm.verify.reference_file import Case, Reference, read_reference, write_reference
 from tests.synthetic import draw, encode, write_json, write_safetensors
 
 GOLDENS = Path(__file__).parent
 # A LoRA adapter for the golden `qwen3_vl`, with weights and reference of its own.
 ADAPTER = "adapter"
+
+
+def write_golden_reference(path: Path, reference: Reference) -> None:
+    """Write a reference file packed as tightly as zip allows: pixels and probabilities are noise.
+
+    The format is the product's own; only the packing of its arrays differs (LZMA).
+    """
+    write_reference(path, reference)
+    pack_tightly(path)
+
+
+def pack_tightly(path: Path) -> None:
+    """Pack the members of a zip file anew with LZMA, in their order and without their times."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
 
 
 def write_weights_file(

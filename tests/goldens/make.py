@@ -24,7 +24,7 @@ from edgevlm_convert.checkpoint import open_checkpoint
 from edgevlm_convert.families import find_family
 
 from edgevlm.verify.inputs import open_inputs
-from edgevlm.verify.reference_file import Case, Reference, without_repeats, write_reference
+from edgevlm.verify.reference_file import Case, Reference, without_repeats
 from edgevlm.verify.transformers_model import Question, answer, load_model, versions
 from tests.convert.tricks import split_safetensors
 from tests.goldens.files import (
@@ -35,6 +35,7 @@ from tests.goldens.files import (
     redraw,
     redraw_adapter,
     write_golden_json,
+    write_golden_reference,
     write_weights_file,
 )
 from tests.goldens.recipe import Recipe
@@ -136,7 +137,7 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         drawn = redraw(recipe.name, Path(scratch) / "checkpoint")
         cases = reference(recipe, _load(recipe, drawn), drawn)
-        write_reference(folder / "reference.npz", Reference(made_by=versions(), cases=cases))
+        write_golden_reference(folder / "reference.npz", Reference(made_by=versions(), cases=cases))
         if recipe.refused:
             return
         if recipe.adapt is not None:
@@ -171,7 +172,7 @@ def make_adapter() -> None:
         write_json(folder / "adapter_config.json", config)
         adapter = redraw_adapter(Path(scratch) / "adapter")
         adapted = peft.PeftModel.from_pretrained(_load(recipe, drawn), adapter).eval()
-        write_reference(
+        write_golden_reference(
             folder / "reference.npz",
             Reference(
                 made_by=f"{versions()}, peft {peft.__version__}",
