@@ -26,6 +26,7 @@ LEVELS = {
     "edgevlm.gguf_shards": 1,
     "edgevlm.manifest": 1,
     "edgevlm.model_dir": 1,
+    "edgevlm.reference_file": 1,
     "edgevlm.hub": 1,
     "edgevlm.native": 1,
     "edgevlm_convert": 1,

@@ -41,9 +41,9 @@ def reference(
     from edgevlm.cli import console
     from edgevlm.errors import OutputExistsError
     from edgevlm.files import write_together
+    from edgevlm.reference_file import write_reference
     from edgevlm.verify.images import load_images
     from edgevlm.verify.questions import stock_questions
-    from edgevlm.verify.reference_file import write_reference
     from edgevlm.verify.transformers_model import make_reference
 
     if out.exists() and not force:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.reference_file import Case, CaseImage
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM
 from edgevlm.verify.bounds import BOUNDS, coarser, precision
 from edgevlm.verify.embeddings import check_embeddings
 from edgevlm.verify.logits import IMAGE_LOGITS, TEXT_LOGITS, check_logits
 from edgevlm.verify.pixels import Seen, check_pixels, look
-from edgevlm.verify.reference_file import Case, CaseImage
 from edgevlm.verify.report import Stage
 from edgevlm.verify.tokens import check_tokens
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from edgevlm.reference_file import Case
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM
 from edgevlm.verify.bounds import Bounds, judge
 from edgevlm.verify.metrics import kl_divergence, same_top
-from edgevlm.verify.reference_file import Case
 from edgevlm.verify.report import Stage, because_of, worst
 
 TEXT_LOGITS, IMAGE_LOGITS = "logits, text only", "logits, with images"

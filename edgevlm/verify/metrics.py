@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.verify.reference_file import Case
+from edgevlm.reference_file import Case
 
 
 def kl_divergence(case: Case, logits: NDArray[np.float32]) -> NDArray[np.float64]:

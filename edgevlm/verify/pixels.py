@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.native.projector import EncodedImage
+from edgevlm.reference_file import CaseImage
 from edgevlm.verify.metrics import PixelDifference, pixel_difference
-from edgevlm.verify.reference_file import CaseImage
 from edgevlm.verify.report import Stage, Status, because_of, worst
 
 PIXELS = "preprocessed pixels"

@@ -11,10 +11,10 @@ from edgevlm.gguf_file import GGUFFile
 from edgevlm.gguf_shards import read_model
 from edgevlm.manifest import Manifest
 from edgevlm.progress import SILENT, Progress
+from edgevlm.reference_file import Case, Reference, image_sha256, read_reference
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM, open_vlm
 from edgevlm.verify.compare import N_STAGES, compare, stated_losses
-from edgevlm.verify.reference_file import Case, Reference, image_sha256, read_reference
 from edgevlm.verify.report import VerifyReport
 from edgevlm.verify.self_check import check_ledger, check_sight, check_tokenizer
 

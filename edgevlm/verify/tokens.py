@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edgevlm.reference_file import Case
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM
-from edgevlm.verify.reference_file import Case
 from edgevlm.verify.report import Stage
 
 TOKENS = "tokenization"

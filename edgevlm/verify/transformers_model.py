@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import CheckpointError, MissingExtraError
 from edgevlm.progress import SILENT, Progress
-from edgevlm.verify.inputs import Inputs, Pixels, open_inputs
-from edgevlm.verify.processed_pixels import SHAPE_KEYS, pixels_of
-from edgevlm.verify.reference_file import (
+from edgevlm.reference_file import (
     VISUAL_TOKEN,
     Case,
     CaseImage,
@@ -31,6 +29,8 @@ from edgevlm.verify.reference_file import (
     image_sha256,
     without_repeats,
 )
+from edgevlm.verify.inputs import Inputs, Pixels, open_inputs
+from edgevlm.verify.processed_pixels import SHAPE_KEYS, pixels_of
 
 N_POSITIONS = 16
 # Most likely tokens that are kept of each position; all of a small vocabulary.

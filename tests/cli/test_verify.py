@@ -14,8 +14,8 @@ from PIL import Image
 from edgevlm.build.convert import convert_model
 from edgevlm.cli.app import main
 from edgevlm.manifest import read_manifest
+from edgevlm.reference_file import Reference, read_reference, write_reference
 from edgevlm.verify.logits import TEXT_LOGITS
-from edgevlm.verify.reference_file import Reference, read_reference, write_reference
 from edgevlm.verify.self_check import LEDGER, SIGHT, TOKENIZER
 from edgevlm.verify.tokens import TOKENS
 from tests.cli.test_errors import fails
@@ -235,7 +235,7 @@ def test_a_reference_is_written_whole_or_not_at_all(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("edgevlm.verify.reference_file.write_reference", interrupted)
+        patched.setattr("edgevlm.reference_file.write_reference", interrupted)
         assert main(arguments) == 130
     assert not folder.exists()
     capsys.readouterr()

@@ -12,9 +12,9 @@ from edgevlm_convert import convert_checkpoint, plan_conversion
 from edgevlm_convert.plan import ConversionPlan, OuttypeOption
 from numpy.typing import NDArray
 
+from edgevlm.reference_file import Case
 from edgevlm.runtime.vlm import VLM, open_vlm
 from edgevlm.verify.metrics import kl_divergence
-from edgevlm.verify.reference_file import Case
 from tests.goldens.files import case_images, golden_cases, kld_between
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES

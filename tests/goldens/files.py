@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.verify.reference_file import Case, Reference, read_reference, write_reference
+from edgevlm.reference_file import Case, Reference, read_reference, write_reference
 from tests.synthetic import draw, encode, write_json, write_safetensors
 
 GOLDENS = Path(__file__).parent

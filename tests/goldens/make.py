@@ -23,8 +23,8 @@ from typing import Any
 from edgevlm_convert.checkpoint import open_checkpoint
 from edgevlm_convert.families import find_family
 
+from edgevlm.reference_file import Case, Reference, without_repeats
 from edgevlm.verify.inputs import open_inputs
-from edgevlm.verify.reference_file import Case, Reference, without_repeats
 from edgevlm.verify.transformers_model import Question, answer, load_model, versions
 from tests.convert.tricks import split_safetensors
 from tests.goldens.files import (

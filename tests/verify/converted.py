@@ -8,7 +8,7 @@ from pathlib import Path
 from edgevlm_convert import convert_checkpoint, plan_conversion
 from edgevlm_convert.plan import OuttypeOption
 
-from edgevlm.verify.reference_file import read_reference
+from edgevlm.reference_file import read_reference
 from edgevlm.verify.report import Stage, VerifyReport
 from edgevlm.verify.run import ModelFiles, verify_model
 from tests.convert.mutations import Mutation

@@ -11,10 +11,10 @@ import pytest
 from edgevlm_convert import convert_checkpoint, plan_conversion
 from numpy.typing import NDArray
 
+from edgevlm.reference_file import Case, CaseImage, Reference
 from edgevlm.verify.embeddings import EMBEDDINGS
 from edgevlm.verify.logits import IMAGE_LOGITS, TEXT_LOGITS
 from edgevlm.verify.pixels import PIXELS
-from edgevlm.verify.reference_file import Case, CaseImage, Reference
 from edgevlm.verify.report import VerifyReport
 from edgevlm.verify.run import ModelFiles, verify_model
 from edgevlm.verify.tokens import TOKENS

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgevlm.errors import ReferenceFileError
-from edgevlm.verify.reference_file import (
+from edgevlm.reference_file import (
     VISUAL_TOKEN,
     Case,
     CaseImage,
@@ -158,7 +158,7 @@ def test_what_is_no_reference_file(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgevlm.verify.reference_file._MAX_BYTES", 1000)
+    monkeypatch.setattr("edgevlm.reference_file._MAX_BYTES", 1000)
     write_reference(tmp_path / "ref.npz", reference())
     with pytest.raises(ReferenceFileError, match="it unpacks to"):
         read_reference(tmp_path / "ref.npz")
@@ -167,7 +167,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_what_unpacks_to_far_more_is_a_bomb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgevlm.verify.reference_file._PLAIN_BYTES", 1 << 20)
+    monkeypatch.setattr("edgevlm.reference_file._PLAIN_BYTES", 1 << 20)
     with (tmp_path / "bomb.npz").open("wb") as file:
         np.savez_compressed(file, zeros=np.zeros(1 << 20, dtype=np.float32))
     with pytest.raises(ReferenceFileError, match=r"it unpacks to 1 arrays of 4.* MB, from"):
