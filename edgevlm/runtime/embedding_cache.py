@@ -7,9 +7,23 @@ again: its embeddings do not depend on its place.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from edgevlm.native.projector import EncodedImage
 
 MAX_BYTES = 64 << 20
+
+
+class Embeddings(Protocol):
+    """Encoded images by the digest of their pixels."""
+
+    def get(self, digest: bytes) -> EncodedImage | None:
+        """Return an image's embeddings, None when they are not there."""
+        ...
+
+    def put(self, digest: bytes, image: EncodedImage) -> None:
+        """Keep an image's embeddings."""
+        ...
 
 
 class EmbeddingCache:

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgevlm.native.projector import EncodedImage, ImageChunk, TextChunk
 from edgevlm.native.text_context import TextContext
-from edgevlm.runtime.embedding_cache import EmbeddingCache
+from edgevlm.runtime.embedding_cache import EmbeddingCache, Embeddings
 from edgevlm.runtime.layout import Layout, Pixels
 from edgevlm.runtime.tiled_projector import ImageEncoder
 
@@ -87,6 +87,7 @@ class KVCache:
         projector: Callable[[], ImageEncoder],
         *,
         reuse: bool = True,
+        known: Embeddings | None = None,
         should_end: Callable[[], bool] = lambda: False,
     ) -> Prefilled:
         """Bring a prompt into the context; the logits of its last position stay.
@@ -96,9 +97,11 @@ class KVCache:
             projector: called when there is something to encode.
             reuse: whether what is there may stay, and what was encoded be used again; false for
                 the same numbers at every run.
+            known: embeddings to use, and to put those there that are missing; None: the cache's own
+                where there is reuse, and none where there is not.
             should_end: asked before each batch and each image.
         """
-        digests = [_digest(pixels) for pixels in layout.images]
+        digests = [pixels_digest(pixels) for pixels in layout.images]
         items = list(_items(layout, digests))
         n_kept = 0
         if reuse:
@@ -107,8 +110,9 @@ class KVCache:
             self.clear()
         n_reused_tokens = self.context.n_used
         first = _first_image(layout, items, n_kept)
-        # What is compared or measured encodes anew.
-        known = self.embeddings if reuse else EmbeddingCache()
+        if known is None:
+            # What is compared or measured encodes anew.
+            known = self.embeddings if reuse else EmbeddingCache()
         needed: dict[bytes, EncodedImage] = {}
         encoded: dict[int, EncodedImage] = {}
         for index in range(first, len(layout.images)):
@@ -149,13 +153,25 @@ class KVCache:
         Returns:
             False where this memory cannot forget its end alone: then it is empty.
         """
-        kept = self.held[: len(self.held) - n_tokens]
-        tokens = [item for item in self.held[len(kept) :] if isinstance(item, int)]
-        self.held = []
-        if not self.context.keep(n_used=_n_tokens(kept), position=_n_positions(kept)):
+        n_kept = len(self.held) - n_tokens
+        tokens = [item for item in self.held[n_kept:] if isinstance(item, int)]
+        if not self.rewind(n_kept):
             return False
-        self.held = kept
         self.append(tokens, n_logits=1)
+        return True
+
+    def rewind(self, n_items: int) -> bool:
+        """Forget all but the first items.
+
+        Returns:
+            False where this memory cannot forget its end alone: then it is empty.
+        """
+        kept = self.held[:n_items]
+        if len(kept) < len(self.held):
+            self.held = []
+            if not self.context.keep(n_used=_n_tokens(kept), position=_n_positions(kept)):
+                return False
+            self.held = kept
         return True
 
     def clear(self) -> None:
@@ -170,13 +186,7 @@ class KVCache:
         if n_kept == 0:
             self.clear()
             return 0
-        if n_kept < len(self.held):
-            kept = self.held[:n_kept]
-            self.held = []
-            if not self.context.keep(n_used=_n_tokens(kept), position=_n_positions(kept)):
-                return 0
-            self.held = kept
-        return n_kept
+        return n_kept if self.rewind(n_kept) else 0
 
     def _read(
         self,
@@ -260,7 +270,8 @@ def _items(layout: Layout, digests: Sequence[bytes]) -> Iterator[Item]:
         )
 
 
-def _digest(pixels: Pixels) -> bytes:
+def pixels_digest(pixels: Pixels) -> bytes:
+    """Return what an image is known by: a hash of its pixels and size, 16 bytes."""
     state = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
     state.update(np.ascontiguousarray(pixels).data)
     return state.digest()

@@ -28,9 +28,11 @@ from edgevlm.runtime.class_token import check_class_token
 from edgevlm.runtime.context_length import context_length
 from edgevlm.runtime.context_policy import ContextFitter, Limits
 from edgevlm.runtime.decode import Decoder, Ending, sampler_options
+from edgevlm.runtime.embedding_cache import Embeddings
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
 from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
+from edgevlm.runtime.probe import Probe
 from edgevlm.runtime.prompt import ImageSpan, Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.sliced_projector import with_canvas
@@ -246,9 +248,26 @@ class VLM:
             ),
         )
 
+    def probe(
+        self,
+        prompt: Prompt,
+        images: Sequence[Pixels] = (),
+        *,
+        known: Embeddings | None = None,
+        think: bool | None = None,
+    ) -> Probe:
+        """Return a prompt to look into, as it is read cold; see `Probe`."""
+        return Probe(
+            model=self._model,
+            cache=self.cache,
+            layouter=self.layouter,
+            layout=self.layouter.lay_out(conversation(prompt, images), think=think),
+            known=known,
+        )
+
     def first_logits(self, prompt: Prompt, images: Sequence[Pixels] = ()) -> NDArray[np.float32]:
         """Return [n_vocab] float32: logits of the first token of the answer."""
-        return self._prefill_cold(prompt, images, n_more=0).logits(1)[0]
+        return next(self.probe(prompt, images).forced(()))[0]
 
     def answer_logits(
         self, prompt: Prompt, images: Sequence[Pixels] = (), *, answer: Sequence[int]
@@ -263,23 +282,7 @@ class VLM:
         Returns:
             [len(answer), n_vocab] float32; row i predicts answer[i] from all before it.
         """
-        context = self._prefill_cold(prompt, images, n_more=len(answer) - 1)
-        rows = [context.logits(1)]
-        step = context.n_outputs
-        for start in range(0, len(answer) - 1, step):
-            part = answer[start : min(start + step, len(answer) - 1)]
-            self.cache.append(part, n_logits=len(part))
-            rows.append(context.logits(len(part)))
-        return np.concatenate(rows)
-
-    def _prefill_cold(
-        self, prompt: Prompt, images: Sequence[Pixels], *, n_more: int
-    ) -> TextContext:
-        # What logits are compared with must not depend on what was asked before, not in one bit.
-        layout = self.layouter.lay_out(conversation(prompt, images))
-        layout.check_room(self.n_ctx, n_more=n_more, n_ctx_train=self._model.n_ctx_train)
-        self.cache.prefill(layout, self.layouter.projector, reuse=False)
-        return self.cache.context
+        return np.concatenate(list(self.probe(prompt, images).forced(answer[:-1])))
 
 
 @contextmanager
