@@ -33,7 +33,8 @@ from edgevlm.native.devices import devices
 from edgevlm.quantize.encode import mmproj_encoder, text_encoder
 from edgevlm.quantize.profile_file import load_profile
 from edgevlm.runtime.vlm import open_vlm
-from edgevlm.verify.metrics import kl_divergence, log_softmax
+from edgevlm.vectors import log_softmax
+from edgevlm.verify.metrics import kl_divergence
 from tests.goldens.files import case_images, golden_cases, redraw
 from tests.goldens.recipes import RECIPES
 

@@ -35,7 +35,7 @@ from edgevlm.native.text_context import KVType
 from edgevlm.quantize.profile_file import profile_names
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.vlm import open_vlm
-from edgevlm.verify.metrics import log_softmax
+from edgevlm.vectors import log_softmax
 
 PROMPTS = read_prompts(built_in_folder() / "prompts.jsonl")
 KV_TYPES: tuple[KVType, ...] = ("F16", "Q8_0", "F32")
@@ -99,7 +99,7 @@ def beside(folder: Path, level: str, device: str) -> dict[str, Any]:
             logits = [
                 vlm.answer_logits(
                     one.prompt,
-                    [load_image(built_in_folder() / one.image)],
+                    [load_image(built_in_folder() / one.paths[0])],
                     answer=vlm.tokenize(one.answer or ""),
                 )
                 for one in PROMPTS[::4]

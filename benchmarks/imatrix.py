@@ -42,7 +42,7 @@ from edgevlm.quantize.profile_file import load_profile
 from edgevlm.quantize.run import plan_quantize
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.vlm import open_vlm
-from edgevlm.verify.metrics import cosines
+from edgevlm.vectors import cosines
 
 LEVELS = ("Q5_K_M", "Q4_K_M", "pi", "Q3_K_M", "Q2_K", "IQ3_S")
 WEIGHTS = {"text alone": 0.0, "0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "images alone": 1.0}

@@ -38,7 +38,7 @@ from edgevlm.quantize.profile_file import load_profile, profile_names
 from edgevlm.quantize.run import plan_quantize
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.vlm import VLM, open_vlm
-from edgevlm.verify.metrics import log_softmax
+from edgevlm.vectors import log_softmax
 
 MAX_TOKENS = 60
 CONTEXT = 512
@@ -121,7 +121,7 @@ def ask(text: Path, mmproj: Path) -> list[Asked]:
     asked: list[Asked] = []
     with open_vlm(model=text, mmproj=mmproj, n_ctx=CONTEXT, device="cpu") as vlm:
         for prompt in read_prompts(folder / "prompts.jsonl"):
-            pixels = load_image(folder / prompt.image)
+            pixels = load_image(folder / prompt.paths[0])
             for question in (prompt.prompt, DESCRIBE):
                 answer = vlm.generate(question, [pixels]).token_ids[:MAX_TOKENS]
                 logits = vlm.answer_logits(question, [pixels], answer=answer)

@@ -45,6 +45,8 @@ from page import PAGE, markdown, with_table
 from photo import photo
 from preprocessing_cases import CASES, UNMEASURED, Case
 
+from edgevlm.vectors import cosines
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "preprocessing.json"
 HEAD = (
@@ -174,17 +176,11 @@ def compare(theirs: Side, ours: Side, std: NDArray[np.float64]) -> dict[str, flo
         found["pixels_max"] = rounded(difference.max())
         found["pixels_share_beyond_1"] = rounded((difference > ONE_STEP).mean())
     if theirs[1].shape == ours[1].shape:
-        one, other = theirs[1].astype(np.float64), ours[1].astype(np.float64)
-        cosine = row_cosines(one, other)
+        cosine = cosines(theirs[1], ours[1])
         found["cosine_mean"], found["cosine_min"] = rounded(cosine.mean()), rounded(cosine.min())
         # A token beside the one that transformers has in the next place.
-        found["cosine_min_one_early"] = rounded(row_cosines(one[1:], other[:-1]).min())
+        found["cosine_min_one_early"] = rounded(cosines(theirs[1][1:], ours[1][:-1]).min())
     return found
-
-
-def row_cosines(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (one * other).sum(axis=1) / lengths
 
 
 def rounded(value: Any) -> float:

@@ -53,6 +53,7 @@ from edgevlm.quantize.encode import mmproj_encoder
 from edgevlm.quantize.run import plan_quantize
 from edgevlm.runtime.image import load_image
 from edgevlm.runtime.vlm import open_vlm
+from edgevlm.vectors import cosines
 from tests.goldens.files import GOLDENS, drawn_image, read_golden_json
 from tests.synthetic import draw, encode, write_safetensors
 
@@ -284,11 +285,6 @@ def encoded(
         found = [vlm.encode(picture) for picture in pictures]
     rows = [tile for one in found for tile in one.tiles]
     return np.concatenate(rows), found[-1].encode_ms / 1e3
-
-
-def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    return np.sum(a * b, axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
 def table(document: Mapping[str, Any]) -> str:

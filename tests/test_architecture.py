@@ -25,6 +25,7 @@ LEVELS = {
     "edgevlm.gguf_file": 1,
     "edgevlm.gguf_shards": 1,
     "edgevlm.manifest": 1,
+    "edgevlm.vectors": 1,
     "edgevlm.model_dir": 1,
     "edgevlm.reference_file": 1,
     "edgevlm.hub": 1,

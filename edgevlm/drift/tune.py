@@ -27,6 +27,7 @@ from edgevlm.quantize.profile_file import load_profile
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.memory import check_memory
 from edgevlm.runtime.vlm import open_vlm
+from edgevlm.vectors import cosines
 
 MMPROJ_TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0")
 # Made for the measurement where a model has no quantized level yet.
@@ -219,13 +220,13 @@ class _Bench:
             self._reference = rows
             self.n_visual_tokens = round(sum(map(len, rows)) / len(rows))
         pairs = zip(rows, self._reference, strict=True)
-        cosines = np.concatenate([_cosines(one, other) for one, other in pairs])
+        found = np.concatenate([cosines(one, other) for one, other in pairs])
         return ProjectorRow(
             level=level,
             n_bytes=n_bytes,
             seconds={count: speed.seconds for count, speed in speeds.items()},
-            mean_cosine=float(cosines.mean()),
-            min_cosine=float(cosines.min()),
+            mean_cosine=float(found.mean()),
+            min_cosine=float(found.min()),
         )
 
     def _encode(self, path: Path, n_threads: int) -> EncodeSpeed:
@@ -303,9 +304,3 @@ def _usual_levels(there: Iterable[str]) -> list[str]:
 
 def _n_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in shard_paths(path))
-
-
-def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.sum(a * b, axis=-1) / np.maximum(lengths, 1e-30)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.vectors import cosines, relative_error
 from edgevlm.verify.bounds import Bounds, judge
-from edgevlm.verify.metrics import cosines, relative_error
 from edgevlm.verify.pixels import Seen
 from edgevlm.verify.report import Stage, because_of, worst
 

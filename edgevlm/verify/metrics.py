@@ -1,4 +1,4 @@
-"""How far two sides are apart: distributions, embeddings, pixels."""
+"""How far two sides are apart: distributions and pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.reference_file import Case
+from edgevlm.vectors import log_softmax
 
 
 def kl_divergence(case: Case, logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -31,28 +32,9 @@ def kl_divergence(case: Case, logits: NDArray[np.float32]) -> NDArray[np.float64
     return np.maximum(kept + rest, 0.0)
 
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return natural log-probabilities of [n, n_vocab] logits."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 def same_top(case: Case, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return at which positions both sides find the same token most likely."""
     return logits.argmax(axis=1) == case.top_ids[:, 0]
-
-
-def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine of each pair of rows of two [n, n_embd] arrays."""
-    left, right = one.astype(np.float64), other.astype(np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return (left * right).sum(axis=1) / np.maximum(norms, 1e-30)
-
-
-def relative_error(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """Return |ours - theirs| / |theirs| over all values."""
-    difference = np.linalg.norm(ours.astype(np.float64) - theirs.astype(np.float64))
-    return float(difference / max(float(np.linalg.norm(theirs.astype(np.float64))), 1e-30))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from edgevlm.gguf_file import GGUFFile
 from edgevlm.manifest import Manifest, TokenizerRecord
 from edgevlm.runtime.layout import Pixels
 from edgevlm.runtime.vlm import VLM
-from edgevlm.verify.metrics import log_softmax
+from edgevlm.vectors import log_softmax
 from edgevlm.verify.report import Stage, Status
 
 LEDGER, SIGHT, TOKENIZER = "ledger", "sees an image", "tokenizer proof"

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edgevlm.reference_file import Case
+from edgevlm.vectors import relative_error
 from edgevlm.verify.bounds import BOUNDS, coarser, judge
-from edgevlm.verify.metrics import kl_divergence, pixel_difference, relative_error, same_top
+from edgevlm.verify.metrics import kl_divergence, pixel_difference, same_top
 from edgevlm.verify.report import Stage, VerifyReport
 
 THEIRS = np.asarray([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]])
