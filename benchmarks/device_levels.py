@@ -117,7 +117,7 @@ def beside(folder: Path, level: str, device: str) -> dict[str, Any]:
 def reuse(folder: Path, kv_type: KVType, layers: int | None, device: str) -> dict[str, Any]:
     """Ask twice about an image, then once more from nothing."""
     text, mmproj = files(folder, "F16")
-    image = [load_image(built_in_folder() / PROMPTS[0].image)]
+    image = [load_image(built_in_folder() / PROMPTS[0].paths[0])]
     first, second = (next(one.prompt for one in PROMPTS if one.kind == kind) for kind in kinds())
     with open_vlm(
         model=text, mmproj=mmproj, device=device, kv_type=kv_type, gpu_layers=layers
@@ -149,7 +149,8 @@ def same_input(folder: Path, device: str) -> bool:
     seen: list[NDArray[np.float32]] = []
     for where in ("cpu", device):
         with open_vlm(model=text, mmproj=mmproj, device=where, strict=True) as vlm:
-            graph_input = vlm.encode(load_image(built_in_folder() / PROMPTS[0].image)).graph_input
+            image = load_image(built_in_folder() / PROMPTS[0].paths[0])
+            graph_input = vlm.encode(image).graph_input
         if graph_input is None or graph_input.not_seen:
             return False
         seen.append(graph_input.tiles[0])

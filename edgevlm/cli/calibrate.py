@@ -14,13 +14,6 @@ if TYPE_CHECKING:
 
     from edgevlm.calibrate.run import Calibrated, Sample
 
-STOCK_PROMPTS = (
-    "Describe the image.",
-    "What is the main subject of this image, and what is around it?",
-    "Which text, numbers or signs can be read in this image?",
-)
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-
 
 def calibrate(
     model: options.ModelArgument = None,
@@ -133,12 +126,18 @@ def _samples(
 ) -> Sequence[Sample]:
     from edgevlm.build.resolve import BUILT_IN, built_in_folder
     from edgevlm.calibrate.run import Sample
-    from edgevlm.drift.prompts import read_prompts
+    from edgevlm.drift.prompts import STOCK_PROMPTS, read_prompts
     from edgevlm.errors import PromptError, SourceNotFoundError
+    from edgevlm.runtime.image_folder import image_paths
 
     if images is not None and prompts is not None:
         raise typer.BadParameter("--prompts names the images: leave out --images")
-    if images is None and prompts is None:
+    if images is not None:
+        if answers:
+            raise typer.BadParameter("--answers are those of --prompts")
+        paths = image_paths(images)
+        return [Sample(image=path, prompt=prompt) for path in paths for prompt in STOCK_PROMPTS]
+    if prompts is None:
         if name != BUILT_IN:
             raise SourceNotFoundError(
                 f"no images to calibrate `{name}` with",
@@ -146,28 +145,22 @@ def _samples(
                 " the built-in images suit `shapes` alone",
             )
         prompts = built_in_folder() / "prompts.jsonl"
-    if prompts is not None:
-        read = read_prompts(prompts)
-        if answers and any(one.answer is None for one in read):
-            raise PromptError(f"`{prompts}` has prompts without an answer", hint="see --answers")
-        return [
-            Sample(
-                image=prompts.parent / one.image,
-                prompt=one.prompt,
-                answer=one.answer if answers else None,
-            )
-            for one in read
-        ]
-    if answers:
-        raise typer.BadParameter("--answers are those of --prompts")
-    if images is None or not images.is_dir():
-        raise SourceNotFoundError(f"there is no folder `{images}`", hint="check the path")
-    found = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if not found:
-        raise SourceNotFoundError(
-            f"`{images}` has no images", hint=f"known endings: {', '.join(sorted(_SUFFIXES))}"
+    read = read_prompts(prompts)
+    if answers and any(one.answer is None for one in read):
+        raise PromptError(f"`{prompts}` has prompts without an answer", hint="see --answers")
+    if any(len(one.paths) != 1 for one in read):
+        raise PromptError(
+            f"`{prompts}` has prompts about no image, or several",
+            hint="calibrate takes one image a prompt",
         )
-    return [Sample(image=path, prompt=prompt) for path in found for prompt in STOCK_PROMPTS]
+    return [
+        Sample(
+            image=prompts.parent / one.paths[0],
+            prompt=one.prompt,
+            answer=one.answer if answers else None,
+        )
+        for one in read
+    ]
 
 
 def _show(result: Calibrated, path: Path, *, seconds: float, json: bool, quiet: bool) -> None:

@@ -63,7 +63,7 @@ def _show_answers(answers: list[tuple[Prompt, str]], *, quiet: bool) -> None:
     from edgevlm.cli import console
 
     for prompt, answer in answers:
-        console.note(f"{prompt.image}  {prompt.prompt}  ->  {answer}", quiet=quiet)
+        console.note(f"{prompt.paths[0]}  {prompt.prompt}  ->  {answer}", quiet=quiet)
 
 
 def _show_rows(rows: list[DemoRow]) -> None:

@@ -7,18 +7,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgevlm.errors import SourceNotFoundError
 from edgevlm.runtime.image import load_image
+from edgevlm.runtime.image_folder import image_paths
 from edgevlm.runtime.layout import Pixels
-
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 def read_images(folder: Path, *, n_most: int, side: int | None = None) -> list[Pixels]:
     """Return the first images of a folder by name: RGB uint8 [height, width, 3] each.
 
     Args:
-        folder: with PNG, JPEG, WebP, BMP or GIF files.
+        folder: with images.
         n_most: how many.
         side: scale each to this many pixels a side; None: as they are.
 
@@ -26,12 +24,7 @@ def read_images(folder: Path, *, n_most: int, side: int | None = None) -> list[P
         SourceNotFoundError: there is none.
         ImageError: a file that is no image, or beyond the limits.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _ENDINGS)
-    if not paths:
-        raise SourceNotFoundError(
-            f"`{folder}` holds no image", hint="give a folder of PNG or JPEG files"
-        )
-    images = [load_image(path) for path in paths[:n_most]]
+    images = [load_image(path) for path in image_paths(folder)[:n_most]]
     if side is None:
         return images
     return [np.asarray(Image.fromarray(image).resize((side, side))) for image in images]

@@ -1,32 +1,57 @@
-"""Questions about images, a JSON document a line: `{"image", "prompt", "answer"?, "kind"?}`."""
+"""Questions, a JSON document a line: `{"image"|"images"?, "prompt", "answer"?, "kind"?, ...}`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgevlm.errors import PromptError, SourceNotFoundError
 
 _MAX_LINES = 1_000_000
 
 
+# Asked of every image of a folder that comes without questions.
+STOCK_PROMPTS = (
+    "Describe the image.",
+    "What is the main subject of this image, and what is around it?",
+    "Which text, numbers or signs can be read in this image?",
+)
+_Text = Annotated[str, Field(min_length=1)]
+
+
 class Prompt(BaseModel):
-    """One question about one image.
+    """One question, about one image, several or none.
 
     Attributes:
         image: path of the image, as the file says it (relative to the file's folder).
+        images: the same for several.
         prompt: the question.
         answer: the right answer, where there is one.
+        keywords: words that a right answer holds, where it can be said in many ways.
         kind: what the question asks for, such as "colour".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image: str = Field(min_length=1)
-    prompt: str = Field(min_length=1)
-    answer: str | None = None
+    image: _Text | None = None
+    images: tuple[_Text, ...] = ()
+    prompt: _Text
+    answer: _Text | None = None
+    keywords: tuple[_Text, ...] = ()
     kind: str = ""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_images(self) -> Self:
+        if self.image is not None and self.images:
+            raise ValueError("has both `image` and `images`")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all images, in order."""
+        return self.images if self.image is None else (self.image,)
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -58,7 +58,8 @@ def score_answers(
     n_decoded, decode_ms, ttft_ms = 0, 0.0, 0.0
     with progress.task(label, total=len(asked), unit="items") as advance:
         for prompt in asked:
-            answer = vlm.generate(prompt.prompt, [load_image(folder / prompt.image)])
+            images = [load_image(folder / path) for path in prompt.paths]
+            answer = vlm.generate(prompt.prompt, images)
             right[prompt.kind] += answer.text.strip() == prompt.answer
             n_decoded += answer.timings.n_decoded
             decode_ms += answer.timings.decode_ms

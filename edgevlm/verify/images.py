@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgevlm.errors import ImageError, SourceNotFoundError
+from edgevlm.errors import ImageError
 from edgevlm.runtime.image import load_image
+from edgevlm.runtime.image_folder import image_paths
 from edgevlm.runtime.layout import Pixels
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_IMAGES = 1000
 
 
@@ -28,12 +28,7 @@ def load_images(paths: Sequence[Path]) -> list[tuple[str, Pixels]]:
         if not path.is_dir():
             files.append(path)
             continue
-        found = sorted(one for one in path.iterdir() if one.suffix.lower() in _SUFFIXES)
-        if not found:
-            raise SourceNotFoundError(
-                f"`{path}` holds no image", hint=f"images end in {', '.join(_SUFFIXES)}"
-            )
-        files += found
+        files += image_paths(path)
     if len(files) > MAX_IMAGES:
         raise ImageError(f"{len(files)} images are too many", hint=f"name {MAX_IMAGES} at most")
     return [(file.name, load_image(file)) for file in files]

@@ -13,7 +13,7 @@ from edgevlm.errors import PromptError, SourceNotFoundError
 def test_built_in_prompts(shapes_assets: Path) -> None:
     prompts = read_prompts(shapes_assets / "prompts.jsonl")
     assert len(prompts) == 64
-    assert all((shapes_assets / prompt.image).is_file() and prompt.answer for prompt in prompts)
+    assert all((shapes_assets / prompt.paths[0]).is_file() and prompt.answer for prompt in prompts)
     assert len({prompt.kind for prompt in prompts}) >= 8
 
 
@@ -39,3 +39,24 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PromptError):
         read_prompts(tmp_path / "b.jsonl")
+
+
+def test_a_prompt_may_be_about_several_images_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"images": ["a.png", "b.png"], "prompt": "Same?", "keywords": ["yes"]}\n'
+        '{"prompt": "What is two plus two?"}\n'
+    )
+    both, none = read_prompts(path)
+    assert (both.paths, both.keywords, none.paths) == (("a.png", "b.png"), ("yes",), ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"image": "a.png", "images": ["b.png"], "prompt": "?"}', '{"images": [""], "prompt": "?"}'],
+)
+def test_a_prompt_names_its_images_in_one_way(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "fine"}\n' + line + "\n")
+    with pytest.raises(PromptError, match=r"line 2"):
+        read_prompts(path)
