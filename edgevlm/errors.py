@@ -17,6 +17,7 @@
     ├── PromptError                    a chat template or a prompt that cannot be rendered
     ├── ImageError                     an image that cannot be read, or beyond the limits
     ├── ReferenceFileError             a reference file that is missing, broken or of another format
+    ├── DriftError                     two sides that cannot be compared
     ├── MissingExtraError              torch and transformers are needed and not installed
     ├── OutputExistsError              the output is there already
     └── OutputError                    the output folder cannot be written, or the disk is too small
@@ -107,6 +108,10 @@ class ImageError(EdgeVLMError):
 
 class ReferenceFileError(EdgeVLMError):
     """A reference file that is missing, broken or of another format."""
+
+
+class DriftError(EdgeVLMError):
+    """Two sides that cannot be compared: no numbers, or of different models."""
 
 
 class MissingExtraError(EdgeVLMError):
