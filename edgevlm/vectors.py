@@ -27,3 +27,9 @@ def relative_error(ours: Floats, theirs: Floats) -> float:
     """Return |ours - theirs| / |theirs| over all values."""
     difference = np.linalg.norm(ours.astype(np.float64) - theirs.astype(np.float64))
     return float(difference / max(float(np.linalg.norm(theirs.astype(np.float64))), 1e-30))
+
+
+def row_errors(ours: Floats, theirs: Floats) -> NDArray[np.float64]:
+    """Return |ours - theirs| / |theirs| of each pair of rows of two [n, n_embd] arrays."""
+    difference = np.linalg.norm(ours.astype(np.float64) - theirs.astype(np.float64), axis=1)
+    return difference / np.maximum(np.linalg.norm(theirs.astype(np.float64), axis=1), 1e-30)

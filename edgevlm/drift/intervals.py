@@ -49,3 +49,26 @@ def mcnemar(lost: int, gained: int) -> float:
         term = term * (n - taken) // (taken + 1)
         ways += term
     return min(1.0, 2 * ways / (1 << n))
+
+
+def clustered_ratio(
+    sums: Sequence[float] | NDArray[np.float64],
+    counts: Sequence[float] | NDArray[np.float64],
+    *,
+    seed: int,
+    draws: int = 2000,
+) -> Estimate:
+    """Return exp of the mean of logarithms, as of a perplexity ratio, with its interval."""
+    mean = clustered_mean(sums, counts, seed=seed, draws=draws)
+    return Estimate(value=math.exp(mean.value), low=math.exp(mean.low), high=math.exp(mean.high))
+
+
+def clustered_share(
+    sums: Sequence[float] | NDArray[np.float64],
+    counts: Sequence[float] | NDArray[np.float64],
+    *,
+    seed: int,
+    draws: int = 2000,
+) -> Estimate:
+    """Return a share with its interval, which lies in 0 ... 1."""
+    return clustered_mean(sums, counts, seed=seed, draws=draws)

@@ -5,8 +5,8 @@ of 1e-7; a flat position that needs too many of them keeps its whole row. The KL
 is a lower bound, and comes with the width to an upper bound:
 
 - All tokens left over count as one. With p and q the baseline's and the level's distribution, eps
-  and delta the probabilities left over, sum p log(p/q) over them is at least eps log(eps/delta) (the
-  log sum inequality).
+  and delta the probabilities left over, sum p log(p/q) over them is at least eps log(eps/delta):
+  the log sum inequality.
 - It is at most eps (log m - min log q), with m the least of eps and the smallest kept probability.
 
 Both sides' log-probabilities are rounded to float32 in the same way, and eps and delta computed by
@@ -125,12 +125,12 @@ class _Row:
         self.total = float(self.weights.sum(dtype=np.float64))
         self._log_total = float(top) + float(np.log(self.total))
 
-    def logprobs(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
+    def logprobs(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Return natural log-probabilities, as they are kept."""
         exact = self._logits[ids].astype(np.float64) - self._log_total
         return np.maximum(exact, _LOWEST).astype(np.float32)
 
-    def tail(self, ids: NDArray[np.integer]) -> float:
+    def tail(self, ids: NDArray[np.integer[Any]]) -> float:
         """Return the probability of all tokens but these."""
         left = self.weights.copy()
         left[ids] = 0
@@ -177,7 +177,7 @@ def keep_rows(logits: Logits, *, max_tail: float = 1e-7, most: int = 4096) -> Ke
         row = _Row(values)
         kept = row.most_likely(max_tail, most) if most < n_vocab else None
         if kept is None:
-            kept = np.arange(n_vocab)
+            kept = np.arange(n_vocab, dtype=np.int64)
             top = int(values.argmax())
             kept[0], kept[top] = top, 0
         ids.append(kept.astype(np.int32))
@@ -253,7 +253,7 @@ def top_tokens(kept: KeptRows) -> NDArray[np.int32]:
     return kept.ids[kept.offsets[:-1]]
 
 
-def logprob_of(kept: KeptRows, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+def logprob_of(kept: KeptRows, tokens: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """Return the natural log-probability of one token at each position, float64 [n].
 
     A token that was not kept gets an upper bound: it is no likelier than all that were not kept
@@ -271,7 +271,7 @@ def logprob_of(kept: KeptRows, tokens: NDArray[np.integer]) -> NDArray[np.float6
     return found
 
 
-def token_logprobs(logits: Logits, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+def token_logprobs(logits: Logits, tokens: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """Return the natural log-probability of one token at each position, float64 [n].
 
     Rounded as kept ones are, so that a baseline beside itself has no difference.
