@@ -30,6 +30,12 @@ from page import PAGE, markdown, with_table
 DATA = Path(__file__).resolve().with_suffix(".json")
 NAME = "classes"
 HEAD = ("class", "`model_type`", "can be converted", "why")
+# Of transformers too, which lists the part of them that answers in text.
+WITH_SPEECH = (
+    "Qwen2_5OmniForConditionalGeneration",
+    "Qwen2_5OmniModel",
+    "Qwen3OmniMoeForConditionalGeneration",
+)
 LIST = """
 import json, transformers
 from transformers.models.auto import modeling_auto
@@ -90,19 +96,20 @@ def table(data: Mapping[str, Any]) -> str:
     count = ", ".join(f"{word} {number}" for word, number in counts.items())
     return (
         f"{markdown(HEAD, rows)}\n\n{len(data['classes'])} model types of transformers"
-        f" {data['transformers']} and {len(rows) - len(data['classes'])} classes of remote code,"
+        f" {data['transformers']} and {len(rows) - len(data['classes'])} classes beside them,"
         f" for the llama.cpp of llama-cpp-python {data['llama-cpp-python']}: {count}."
     )
 
 
 def rows_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield transformers' classes in its order, then those of remote code."""
+    """Yield the listed classes in transformers' order, then those that it does not list there."""
     taken, classes = takers(), data["classes"]
     for model_type, name in classes.items():
         yield f"`{name}`", f"`{model_type}`", *verdict(name, taken, data)
     others = {*taken, *data["other classes"]} - set(classes.values())
     for name in sorted(others):
-        yield f"`{name}`", "remote code", *verdict(name, taken, data)
+        kind = "whole, with speech" if name in WITH_SPEECH else "remote code"
+        yield f"`{name}`", kind, *verdict(name, taken, data)
 
 
 def verdict(name: str, taken: Mapping[str, list[str]], data: Mapping[str, Any]) -> tuple[str, str]:

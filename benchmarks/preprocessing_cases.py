@@ -192,6 +192,7 @@ CASES = (
     qwen("qwen3_5", "Qwen3.5-2B", patch_size=16, num_position_embeddings=2304),
     qwen("qwen3_5_moe", "Qwen3.5-35B-A3B", patch_size=16, num_position_embeddings=2304),
     qwen("qwen2_5_vl", "Qwen2.5-VL-3B", patch_size=14),
+    qwen("qwen2_5_omni", "Qwen2.5-Omni-7B", patch_size=14),
     qwen("qwen2_vl", "Qwen2-VL-2B", patch_size=14),
     Case(
         name="gemma3",

@@ -16,6 +16,7 @@ from edgevlm.errors import CheckpointError, SourceNotFoundError
 from edgevlm_convert import mistral_format
 from edgevlm_convert.config import Section
 from edgevlm_convert.json_file import DAMAGED_HINT, quoted, read_json
+from edgevlm_convert.omni import thinker_of
 from edgevlm_convert.safetensors import SourceTensor, read_header
 
 SINGLE_FILE = "model.safetensors"
@@ -46,7 +47,7 @@ class Checkpoint:
 
     Attributes:
         folder: where it is.
-        config: config.json.
+        config: config.json; of a checkpoint that also speaks, the section that answers in text.
         tensors: by name, in llama.cpp's order: shards by name, then tensors by name.
         is_mistral: whether its tensors have the names of Mistral's own files.
     """
@@ -88,7 +89,7 @@ def _open(folder: Path) -> Checkpoint:
         config = mistral_format.read_params(folder)
     else:
         raw = read_json(folder / "config.json", max_bytes=_MAX_CONFIG_BYTES)
-        config = Section(raw, file="config.json")
+        config = thinker_of(Section(raw, file="config.json"))
     tensors: dict[str, SourceTensor] = {}
     for shard in _shards(folder, layout):
         for tensor in read_header(shard):

@@ -18,6 +18,8 @@ _TEXT = (
     "model.text_model.",
     "language_model.",
     "model.",
+    "thinker.model.language_model.",
+    "thinker.model.",
 )
 _VISION = (
     "model.visual.vision_model.",
@@ -30,6 +32,8 @@ _VISION = (
     "vision_tower.",
     "model.vision_model.",
     "vision_model.",
+    "thinker.model.visual.",
+    "thinker.visual.",
 )
 _PROJECTOR = (
     "model.multi_modal_projector.",
@@ -43,7 +47,7 @@ _PROJECTOR = (
     "mlp_AR.",
 )
 _BLOCKS = ("blocks.", "encoder.layers.", "encoder.layer.", "transformer.layers.")
-_HEAD = ("lm_head.", "language_model.lm_head.", "model.lm_head.")
+_HEAD = ("lm_head.", "language_model.lm_head.", "model.lm_head.", "thinker.lm_head.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,9 +154,10 @@ def _check_config(folder: Path) -> None:
     from edgevlm_convert.dequantize import check_quantization
     from edgevlm_convert.families import find_family, find_text_model
     from edgevlm_convert.json_file import read_json
+    from edgevlm_convert.omni import thinker_of
 
     fields = read_json(folder / "config.json", max_bytes=_MAX_CONFIG_BYTES)
-    config = Section(fields, file="config.json")
+    config = thinker_of(Section(fields, file="config.json"))
     find_text_model(find_family(config), config)
     check_quantization(config)
 

@@ -109,6 +109,12 @@ class Layouter:
         self._projector = projector
         self._span = span
         self._normalizer = facts.normalizer
+        # Text where the vocabulary has no such token: libmtmd tokenizes it by itself.
+        before, after = (
+            len(model.tokenize(part, parse_special=True)) if part else 0
+            for part in (span.frame if span else ("", ""))
+        )
+        self._frame_sizes = before, after
         # Made with the model: a walk over 150,000 tokens belongs to loading, not to the answer.
         source = facts.chat_template(chat_template)
         self.template = (
@@ -198,8 +204,7 @@ class Layouter:
                 for part in parts
             ]
             chunks = self._projector.tokenize(native, add_special=add_special)
-            if self._span and self._span.bare:
-                chunks = without_frames(chunks)
+            chunks = without_frames(chunks, *self._frame_sizes)
             return [self._without_gaps(chunk) for chunk in chunks]
         texts = [part for part in parts if isinstance(part, TextPart)]
         ids = [self._model.tokenize(part.text, parse_special=part.parse_special) for part in texts]
@@ -232,14 +237,17 @@ class Layouter:
         return self._model.piece(token, special=True).decode("utf-8", "replace")
 
 
-def without_frames(chunks: Sequence[TextChunk | ImageChunk]) -> list[TextChunk | ImageChunk]:
-    """Return a layout without the token before and the token behind each image."""
+def without_frames(
+    chunks: Sequence[TextChunk | ImageChunk], n_before: int, n_after: int
+) -> list[TextChunk | ImageChunk]:
+    """Return a layout without so many tokens before and behind each image."""
     found: list[TextChunk | ImageChunk] = []
     for number, chunk in enumerate(chunks):
         if isinstance(chunk, TextChunk):
             follows = number > 0 and isinstance(chunks[number - 1], ImageChunk)
             leads = number + 1 < len(chunks) and isinstance(chunks[number + 1], ImageChunk)
-            tokens = chunk.tokens[int(follows) : len(chunk.tokens) - int(leads)]
+            first = n_after if follows else 0
+            tokens = chunk.tokens[first : len(chunk.tokens) - (n_before if leads else 0)]
             if tokens:
                 found.append(TextChunk(tokens=tokens))
         else:

@@ -29,7 +29,7 @@ from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.paddleocr_projector import check_paddleocr
 from edgevlm.runtime.pixtral_projector import check_lighton, check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
-from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen
+from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen, qwen_span
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.slice_canvas import MAX_ASPECT as MAX_SLICE_ASPECT
 from edgevlm.runtime.slice_canvas import SliceCanvas
@@ -186,6 +186,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     check_projector_numbers(file)
     if kind in QWEN_KINDS:
         check_qwen(file, kind)
+        span = qwen_span(text, span)
     if kind == "mlp":
         span = replace(span, canvas=check_mlp(file))
     _check_pair(path, file, text)

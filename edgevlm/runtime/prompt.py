@@ -77,8 +77,8 @@ class ImageSpan:
         max_tokens: visual tokens of the largest image, which libmtmd is told; 0: it knows.
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
         plain_scale: llama.cpp smooths the tower's position table, which was trained without that.
-        bare: the tokens that libmtmd writes around an image are none of the checkpoint's: they are
-            taken out again.
+        frame: what libmtmd writes before and after an image that the checkpoint does not know: it
+            is taken out again.
         canvas: what images are stretched to before libmtmd cuts them; None: they are not.
     """
 
@@ -91,7 +91,7 @@ class ImageSpan:
     max_tokens: int = 0
     row_end: bytes = b""
     plain_scale: bool = False
-    bare: bool = False
+    frame: tuple[str, str] = ("", "")
     canvas: Canvas | SliceCanvas | AnyresCanvas | None = None
 
 
@@ -141,7 +141,9 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         plain_scale=True,
     ),
     "lightonocr": ImageSpan(
-        template="<|image_pad|>", runtime_tokens=("<|im_start|>", "<|im_end|>"), bare=True
+        template="<|image_pad|>",
+        runtime_tokens=("<|im_start|>", "<|im_end|>"),
+        frame=("<|im_start|>", "<|im_end|>"),
     ),
     # `[IMG_BREAK]` between rows comes out of the projector, with the visual tokens.
     "pixtral": ImageSpan(template="[IMG]", runtime_tokens=("[IMG_END]",)),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.projector_shapes import HINT, VISION, check_shapes, number
+from edgevlm.runtime.prompt import ImageSpan
 
 QWEN_KINDS = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger")
 _MERGED = 4
@@ -23,6 +25,29 @@ _BLOCK = re.compile(r"v\.(blk|deepstack)\.\d+\.")
 _PARTS = ("attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
 _DEEPSTACK = ("norm", "fc1", "fc2")
 _FEED_FORWARD = re.compile(r"v\.blk\.\d+\.ffn_(up|gate|down)\.(weight|bias)")
+
+# Qwen2.5-Omni's names of what libmtmd writes around an image under Qwen2.5-VL's.
+_OMNI = ("<|vision_bos|>", "<|vision_eos|>")
+
+
+def qwen_span(text: GGUFFile, span: ImageSpan) -> ImageSpan:
+    """Return how an image is written over the vocabulary of a text model.
+
+    Args:
+        text: the text model's header.
+        span: of the projector's type.
+    """
+    tokens = text.metadata["tokenizer.ggml.tokens"].value
+    known = set(tokens) if isinstance(tokens, list) else set[object]()
+    if not known.issuperset(_OMNI) or known & set(span.runtime_tokens):
+        return span
+    return replace(
+        span,
+        template="<|vision_bos|><|IMAGE|><|vision_eos|>",
+        runtime_tokens=_OMNI,
+        around=_OMNI,
+        frame=("<|vision_start|>", "<|vision_end|>"),
+    )
 
 
 def check_qwen(file: GGUFFile, kind: str) -> None:

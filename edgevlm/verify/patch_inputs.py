@@ -19,7 +19,9 @@ from edgevlm.verify.input_parts import (
 )
 
 
-def _of_patches(folder: Path, checkpoint: Checkpoint, processor: Any, pad: str) -> Inputs:
+def _of_patches(
+    folder: Path, checkpoint: Checkpoint, processor: Any, pad: str, kinds: str
+) -> Inputs:
     """Images as rows of patches, each between two tokens that the template writes."""
     tokenizer = load_tokenizer(folder)
     n_merged = int(processor.merge_size) ** 2
@@ -35,15 +37,24 @@ def _of_patches(folder: Path, checkpoint: Checkpoint, processor: Any, pad: str) 
         return ids, {key: made[key] for key in ("pixel_values", "image_grid_thw")}
 
     token = image_token(checkpoint.config)
-    return Inputs(prepare=prepare, image_token=token, kinds="mm_token_type_ids")
+    return Inputs(prepare=prepare, image_token=token, kinds=kinds)
 
 
-def rows_of(module: str, name: str, pad: str) -> Callable[[Path, Checkpoint], Inputs]:
-    """Return the maker of inputs of a class whose images are rows of patches."""
+def rows_of(
+    module: str, name: str, pad: str, *, kinds: str = "mm_token_type_ids"
+) -> Callable[[Path, Checkpoint], Inputs]:
+    """Return the maker of inputs of a class whose images are rows of patches.
+
+    Args:
+        module: of transformers' models that has the image processor.
+        name: which that processor's begins with.
+        pad: the token that stands for a visual one.
+        kinds: see Inputs.
+    """
     path = f"{module}.image_processing_pil_{module}"
 
     def maker(folder: Path, checkpoint: Checkpoint) -> Inputs:
         images_of = getattr(transformers_module(path), f"{name}ImageProcessorPil")
-        return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), pad)
+        return _of_patches(folder, checkpoint, images_of.from_pretrained(folder), pad, kinds)
 
     return maker

@@ -35,6 +35,12 @@ from edgevlm.verify.processed_pixels import SHAPE_KEYS, pixels_of
 N_POSITIONS = 16
 # Most likely tokens that are kept of each position; all of a small vocabulary.
 _MAX_TOP = 4096
+# Classes of checkpoints that also speak -> that of the part which answers in text.
+_THINKERS = {
+    "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen2_5OmniForConditionalGeneration": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,7 @@ def load_model(checkpoint: Path) -> Any:
     torch, transformers = _libraries()
     config = open_checkpoint(checkpoint).config
     name = config.texts("architectures")[0]
+    name = _THINKERS.get(name, name)
     model_class = getattr(transformers, name, None)
     if model_class is None:
         raise CheckpointError(

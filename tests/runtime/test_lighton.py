@@ -64,7 +64,7 @@ def test_tokens_around_images_are_taken_out() -> None:
     image = ImageChunk(n_tokens=2, n_positions_used=2, positions=none, causal=True)
     begin, end = 7, 8
     texts = [TextChunk(tokens=tokens) for tokens in ((1, begin), (end, begin), (end, 2, 3))]
-    found = without_frames([texts[0], image, texts[1], image, texts[2]])
+    found = without_frames([texts[0], image, texts[1], image, texts[2]], 1, 1)
     assert found == [TextChunk(tokens=(1,)), image, image, TextChunk(tokens=(2, 3))]
 
 

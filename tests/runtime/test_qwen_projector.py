@@ -12,11 +12,17 @@ from edgevlm_convert.writer import write_gguf
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile, GGUFTensor, read_gguf
-from edgevlm.runtime.qwen_projector import check_qwen
+from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
+from edgevlm.runtime.qwen_projector import check_qwen, qwen_span
 from tests.synthetic import write_checkpoint
 
 KIND = "qwen3vl_merger"
-KINDS = {"qwen2_vl": "qwen2vl_merger", "qwen2_5_vl": "qwen2.5vl_merger", "qwen3_5": KIND}
+KINDS = {
+    "qwen2_vl": "qwen2vl_merger",
+    "qwen2_5_vl": "qwen2.5vl_merger",
+    "qwen2_5_omni": "qwen2.5vl_merger",
+    "qwen3_5": KIND,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,17 @@ def test_swapped_names_of_old_files_pass(sound: GGUFFile) -> None:
         name = tensor.name.replace(part, swapped[part]) if part else tensor.name
         tensors.append(replace(tensor, name=name))
     check_qwen(replace(sound, tensors=tuple(tensors)), KIND)
+
+
+def test_an_image_is_written_as_the_vocabulary_has_it(
+    golden: Callable[[str], Path], tmp_path: Path
+) -> None:
+    usual = IMAGE_SPANS["qwen2.5vl_merger"]
+    spans: dict[str, ImageSpan] = {}
+    for name in ("qwen2_5_vl", "qwen2_5_omni"):
+        write_gguf(plan_conversion(golden(name)).text, tmp_path / f"{name}.gguf")
+        spans[name] = qwen_span(read_gguf(tmp_path / f"{name}.gguf"), usual)
+    assert spans["qwen2_5_vl"] == usual
+    assert spans["qwen2_5_omni"].template == "<|vision_bos|><|IMAGE|><|vision_eos|>"
+    # What libmtmd writes all the same.
+    assert spans["qwen2_5_omni"].frame == usual.runtime_tokens

@@ -24,6 +24,7 @@ from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.paddleocr_vl import FAMILY as PADDLEOCR_VL
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
 from edgevlm_convert.families.qianfan_ocr import FAMILY as QIANFAN_OCR
+from edgevlm_convert.families.qwen2_5_omni import FAMILY as QWEN2_5_OMNI
 from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
 from edgevlm_convert.families.qwen2_vl import FAMILY as QWEN2_VL
 from edgevlm_convert.families.qwen3_5 import FAMILY as QWEN3_5
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_5,
     QWEN3_5_MOE,
     QWEN2_5_VL,
+    QWEN2_5_OMNI,
     QWEN2_VL,
     GEMMA3,
     GEMMA4,

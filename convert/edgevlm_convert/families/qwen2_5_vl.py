@@ -34,6 +34,19 @@ def build_vision(source: Source) -> Part:
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
     """
+    return build_windowed_tower(source, joined=True)
+
+
+def build_windowed_tower(source: Source, *, joined: bool) -> Part:
+    """Return rules and metadata of the mmproj file.
+
+    Args:
+        source: of the model.
+        joined: whether query, key and value of the tower are one matrix in the checkpoint.
+
+    Raises:
+        CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
+    """
     vision = source.vision.with_defaults(_DEFAULTS)
     vision.require("hidden_act", ("silu",), default="silu")
     sizes = read_tower(
@@ -51,6 +64,7 @@ def build_vision(source: Source) -> Part:
             "clip.use_silu": boolean(True),
             "clip.vision.n_wa_pattern": u32(_read_pattern(vision, sizes)),
         },
+        joined=joined,
     )
 
 

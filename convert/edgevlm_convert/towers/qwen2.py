@@ -7,6 +7,7 @@ tools/mtmd/models/qwen2vl.cpp and clip.cpp.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 from edgevlm_convert.config import Section
 from edgevlm_convert.family import Part, Source
@@ -54,6 +55,7 @@ def build_qwen2_tower(
     norm_bias: bool,
     mlp: Mapping[str, str],
     metadata: Mapping[str, Value],
+    joined: bool = True,
 ) -> Part:
     """Return rules and metadata of the mmproj file.
 
@@ -65,6 +67,7 @@ def build_qwen2_tower(
         norm_bias: whether norms have one (LayerNorm) or not (RMSNorm).
         mlp: names in the file by those in the checkpoint, of a block's feed-forward network.
         metadata: keys between the projector's type and the epsilon.
+        joined: whether query, key and value are one matrix in the checkpoint.
 
     Raises:
         CheckpointError: the tower's width is not the text model's.
@@ -76,7 +79,7 @@ def build_qwen2_tower(
     for layer in range(sizes.n_layers):
         block, target = f"{prefix}blocks.{layer}.", f"v.blk.{layer}."
         rules += pair(f"{block}norm1", f"{target}ln1", (n_embd,), bias=norm_bias)
-        rules += _attention_rules(f"{block}attn.", target, n_embd)
+        rules += _attention_rules(f"{block}attn.", target, n_embd, joined=joined)
         rules += pair(f"{block}norm2", f"{target}ln2", (n_embd,), bias=norm_bias)
         for name, to in mlp.items():
             shape = (n_embd, sizes.n_ff) if to == "ffn_down" else (sizes.n_ff, n_embd)
@@ -95,8 +98,15 @@ def build_qwen2_tower(
     )
 
 
-def _attention_rules(source: str, target: str, n_embd: int) -> list[Rule]:
+def _attention_rules(source: str, target: str, n_embd: int, *, joined: bool) -> list[Rule]:
     """Return the rules of one block's attention: the graph wants query, key and value apart."""
+    output = pair(f"{source}proj", f"{target}attn_out", (n_embd, n_embd))
+    if not joined:
+        apart = (
+            pair(f"{source}{letter}", f"{target}attn_{letter}", (n_embd, n_embd))
+            for letter in "qkv"
+        )
+        return [*chain.from_iterable(apart), *output]
     shapes = {"weight": (3 * n_embd, n_embd), "bias": (3 * n_embd,)}
     return [
         *(
@@ -108,5 +118,5 @@ def _attention_rules(source: str, target: str, n_embd: int) -> list[Rule]:
             )
             for kind, shape in shapes.items()
         ),
-        *pair(f"{source}proj", f"{target}attn_out", (n_embd, n_embd)),
+        *output,
     ]

@@ -1,0 +1,84 @@
+"""The configurations of Qwen-Omni as published, put together without a hub.
+
+Sizes are of transformers' defaults (`Qwen2_5OmniConfig` is the 7B's) and of what its documentation
+and other programs say of the rest; the nesting and the names of keys are those that transformers
+reads. Left out is what only training, sound or speech reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.goldens.recipe import Config
+
+_QWEN2_5_ROPE = {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}
+
+
+def _qwen2_5(numbers: str) -> Config:
+    """Return a configuration; `numbers` are width, inner width, layers, heads, KV heads, tokens."""
+    keys = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
+    sizes = dict(zip(keys, map(int, numbers.split()), strict=True))
+    return {
+        "architectures": ["Qwen2_5OmniModel"],
+        "enable_audio_output": True,
+        "model_type": "qwen2_5_omni",
+        "talker_config": {"model_type": "qwen2_5_omni_talker", "vocab_size": 8448},
+        "thinker_config": {
+            "architectures": ["Qwen2OmniNaViTThinkerForConditionalGeneration"],
+            "audio_config": {"model_type": "qwen2_5_omni_audio_encoder"},
+            "audio_token_index": 151646,
+            "image_token_index": 151655,
+            "model_type": "qwen2_5_omni_thinker",
+            "position_id_per_seconds": 25,
+            "seconds_per_chunk": 2,
+            "text_config": {
+                "hidden_act": "silu",
+                "max_position_embeddings": 32768,
+                "max_window_layers": sizes["num_hidden_layers"],
+                "model_type": "qwen2_5_omni_text",
+                "rms_norm_eps": 1e-06,
+                "rope_scaling": _QWEN2_5_ROPE,
+                "rope_theta": 1000000.0,
+                "sliding_window": 32768,
+                "use_sliding_window": False,
+                **sizes,
+            },
+            "video_token_index": 151656,
+            "vision_config": {
+                "depth": 32,
+                "embed_dim": 1280,
+                "fullatt_block_indexes": [7, 15, 23, 31],
+                "hidden_act": "silu",
+                "hidden_size": 1280,
+                "in_channels": 3,
+                "in_chans": 3,
+                "intermediate_size": 3420,
+                "model_type": "qwen2_5_omni_vision_encoder",
+                "num_heads": 16,
+                "out_hidden_size": sizes["hidden_size"],
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "spatial_patch_size": 14,
+                "temporal_patch_size": 2,
+                "tokens_per_second": 25,
+                "window_size": 112,
+            },
+            "vision_end_token_id": 151653,
+            "vision_start_token_id": 151652,
+        },
+        "token2wav_config": {"model_type": "qwen2_5_omni_token2wav"},
+        "torch_dtype": "bfloat16",
+    }
+
+
+QWEN2_5: Mapping[str, Config] = {
+    "Qwen2.5-Omni-3B": _qwen2_5("2048 11008 36 16 2 151936"),
+    "Qwen2.5-Omni-7B": _qwen2_5("3584 18944 28 28 4 152064"),
+}
