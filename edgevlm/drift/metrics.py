@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.drift.intervals import clustered_mean, clustered_ratio, clustered_share
-from edgevlm.drift.report import TokenDrift, VisionDrift
+from edgevlm.drift.report import Estimate, TokenDrift, VisionDrift
 from edgevlm.errors import DriftError
 from edgevlm.vectors import cosines, row_errors
 
@@ -58,25 +58,28 @@ def token_drift(
     scored = [answer for answer in scored if len(answer.kld)]
     if not scored:
         return None
-    counts = _by_cluster(scored, lambda answer: len(answer.kld))
     klds = np.concatenate([answer.kld for answer in scored])
     delta_p = np.concatenate([answer.p_level - answer.p_base for answer in scored])
+    median, p99, p999, largest = np.quantile(klds, [0.5, 0.99, 0.999, 1])
+    counts = _by_cluster(scored, lambda answer: len(answer.kld))
+    kld_sums = _by_cluster(scored, lambda answer: answer.kld.sum())
+    n_same = _by_cluster(scored, lambda answer: answer.same_top.sum())
     # Perplexity is exp(-mean logprob): the level's over the baseline's.
     losses = _by_cluster(scored, lambda answer: (answer.logprob_base - answer.logprob_level).sum())
-    median, p99, p999, largest = np.quantile(klds, [0.5, 0.99, 0.999, 1])
-    same_top = _by_cluster(scored, lambda answer: answer.same_top.sum())
+    same_top = clustered_share(n_same, counts, seed=seed, draws=draws)
+    if largest == 0 and same_top.value == 1:
+        # The baseline itself: its tokens are the same by identity, not by chance.
+        same_top = Estimate(value=1, low=1, high=1)
     return TokenDrift(
         n_prompts=len(scored),
         n_tokens=len(klds),
-        mean_kld=clustered_mean(
-            _by_cluster(scored, lambda answer: answer.kld.sum()), counts, seed=seed, draws=draws
-        ),
+        mean_kld=clustered_mean(kld_sums, counts, seed=seed, draws=draws, least=0),
         median_kld=float(median),
         p99_kld=float(p99),
         p999_kld=float(p999),
         max_kld=float(largest),
         kld_error=float(np.mean(np.concatenate([answer.kld_error for answer in scored]))),
-        same_top_token=clustered_share(same_top, counts, seed=seed, draws=draws),
+        same_top_token=same_top,
         mean_delta_p=float(delta_p.mean()),
         rms_delta_p=float(np.sqrt((delta_p**2).mean())),
         perplexity_ratio=clustered_ratio(losses, counts, seed=seed, draws=draws),
