@@ -87,7 +87,7 @@ def resolve_model(
         found = hub_model(hub_name, level=level, progress=progress, note=note)
         model, level = open_model_dir(found.folder), found.level
     text, notes = _text_of(model, level, progress)
-    projector, more = _mmproj_of(text, mmproj)
+    projector, more = projector_of(text, mmproj)
     remember_model(BUILT_IN if chosen == BUILT_IN else str(model.folder.absolute()))
     return ResolvedModel(
         name=model.manifest.name if model.manifest else model.folder.name,
@@ -233,7 +233,7 @@ def _from_file(path: Path, *, level: str | None, mmproj: Path | None) -> Resolve
     text = ModelFile(
         path=path, role="text", level=file_level, mtime_ns=path.stat().st_mtime_ns, known=False
     )
-    projector, notes = _mmproj_of(text, mmproj)
+    projector, notes = projector_of(text, mmproj)
     return ResolvedModel(
         name=model_stem(path.name), level=file_level, text=path, mmproj=projector, notes=notes
     )
@@ -304,7 +304,8 @@ def _command(model: ModelDir, level: str) -> str:
     return f"edgevlm quantize {model.folder} --level {level}"
 
 
-def _mmproj_of(text: ModelFile, asked: Path | None) -> tuple[Path | None, tuple[str, ...]]:
+def projector_of(text: ModelFile, asked: Path | None) -> tuple[Path | None, tuple[str, ...]]:
+    """Choose a text model's projector, see `resolve_model`; and say what the choice was."""
     if asked is not None:
         return asked, ()
     # Read again: building a missing level may have written a projector.

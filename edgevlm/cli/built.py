@@ -39,8 +39,9 @@ def show_built(
     """
     from edgevlm.cli import console
     from edgevlm.files import human_bytes
+    from edgevlm.native.peak_memory import peak_memory_n_bytes
 
-    peak = peak_rss_bytes() if peak_bytes is None else peak_bytes
+    peak = peak_memory_n_bytes() if peak_bytes is None else peak_bytes
     tokenizer = built.manifest.tokenizer
     if json:
         console.print_json(
@@ -65,6 +66,13 @@ def show_built(
     _show_files([_row(entry) for entry in built.written])
     for name in built.kept:
         console.note(f"kept {name}: made from the same weights", quiet=quiet)
+    for entry in built.written:
+        if entry.imatrix is not None and entry.imatrix.n_without:
+            console.note(
+                f"{entry.name}: the importance matrix knows nothing of {entry.imatrix.n_without}"
+                " tensors, whose channels count evenly",
+                quiet=quiet,
+            )
     n_bytes = sum(entry.n_bytes for entry in built.written)
     console.note(
         f"wrote {human_bytes(n_bytes)} into {built.folder} in {seconds:.1f} s, "
@@ -101,24 +109,6 @@ def show_plan(files: tuple[FilePlan, ...], *, json: bool) -> None:
             for file, bits, counts in rows
         ]
     )
-
-
-def peak_rss_bytes() -> int:
-    """Return the most memory this process has held.
-
-    Linux: VmHWM of /proc/self/status, because ru_maxrss also counts what the parent held when it
-    started us (getrusage(2), execve keeps it). Elsewhere ru_maxrss, in bytes on macOS, KiB on BSD.
-    """
-    import re
-    import resource
-    import sys
-    from pathlib import Path
-
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _show_ledger(manifest: Manifest) -> None:

@@ -22,7 +22,8 @@ def calibrate(
         typer.Option(
             "--images",
             metavar="DIR",
-            help="Folder of images like those the model will see; each is asked about three times.",
+            help="Folder of images like those the model will see; each is asked about three times, "
+            "or what --prompts asks.",
             show_default=False,
         ),
     ] = None,
@@ -130,9 +131,7 @@ def _samples(
     from edgevlm.errors import PromptError, SourceNotFoundError
     from edgevlm.runtime.image_folder import image_paths
 
-    if images is not None and prompts is not None:
-        raise typer.BadParameter("--prompts names the images: leave out --images")
-    if images is not None:
+    if images is not None and prompts is None:
         if answers:
             raise typer.BadParameter("--answers are those of --prompts")
         paths = image_paths(images)
@@ -148,18 +147,18 @@ def _samples(
     read = read_prompts(prompts)
     if answers and any(one.answer is None for one in read):
         raise PromptError(f"`{prompts}` has prompts without an answer", hint="see --answers")
-    if any(len(one.paths) != 1 for one in read):
+    if any(len(one.paths) > 1 or not (one.paths or images) for one in read):
         raise PromptError(
             f"`{prompts}` has prompts about no image, or several",
-            hint="calibrate takes one image a prompt",
+            hint="calibrate takes one image a prompt; with --images DIR, prompts that name none"
+            " are asked about every image of DIR",
         )
+    folder = prompts.parent if images is None else images
+    shown = image_paths(images) if images is not None else []
     return [
-        Sample(
-            image=prompts.parent / one.paths[0],
-            prompt=one.prompt,
-            answer=one.answer if answers else None,
-        )
+        Sample(image=path, prompt=one.prompt, answer=one.answer if answers else None)
         for one in read
+        for path in ([folder / one.paths[0]] if one.paths else shown)
     ]
 
 
@@ -167,10 +166,10 @@ def _show(result: Calibrated, path: Path, *, seconds: float, json: bool, quiet: 
     from dataclasses import asdict
 
     from edgevlm.cli import console
-    from edgevlm.cli.built import peak_rss_bytes
     from edgevlm.files import human_bytes
+    from edgevlm.native.peak_memory import peak_memory_n_bytes
 
-    peak = peak_rss_bytes()
+    peak = peak_memory_n_bytes()
     if json:
         console.print_json(
             {

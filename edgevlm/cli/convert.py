@@ -123,10 +123,11 @@ def convert(
     from edgevlm.build.convert import convert_model
     from edgevlm.build.source import find_adapter, find_checkpoint
     from edgevlm.cli import console
-    from edgevlm.cli.built import peak_rss_bytes, show_built
+    from edgevlm.cli.built import show_built
     from edgevlm.cli.verify import show_report, verify_built
     from edgevlm.files import human_bytes
     from edgevlm.manifest import Source
+    from edgevlm.native.peak_memory import peak_memory_n_bytes
 
     if level is not None and outtype is not OutType.AUTO:
         raise typer.BadParameter("--outtype names a float file; with --level leave it out")
@@ -162,7 +163,7 @@ def convert(
         progress=progress,
     )
     remember_model(str(built.folder.absolute()))
-    seconds, peak = perf_counter() - start, peak_rss_bytes()
+    seconds, peak = perf_counter() - start, peak_memory_n_bytes()
     report = None
     if verify or against is not None:
         report = verify_built(

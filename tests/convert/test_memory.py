@@ -22,13 +22,13 @@ LARGE = {
 CONVERT = """
 import sys
 from pathlib import Path
-from edgevlm.cli.built import peak_rss_bytes
+from edgevlm.native.peak_memory import peak_memory_n_bytes
 from edgevlm_convert import convert_checkpoint, plan_conversion
 folder, outtype, n_threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plan = plan_conversion(folder, outtype=outtype)
 paths = folder / "text.gguf", folder / "mmproj.gguf"
 convert_checkpoint(plan, text_path=paths[0], mmproj_path=paths[1], n_threads=n_threads)
-print(peak_rss_bytes())
+print(peak_memory_n_bytes())
 """
 
 

@@ -1,0 +1,179 @@
+"""What one question gave at one pair of files, and its place on disk.
+
+A comparison is long, and may be cut at any moment: every question's numbers are written as soon as
+they are there, and a later run goes on behind them. A record that is torn is a record that is not
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.drift.kept_rows import Divergence
+from edgevlm.files import TEMPORARY_PREFIX
+from edgevlm.native.projector import EncodedImage
+from edgevlm.runtime.answer import StopReason
+from edgevlm.runtime.probe import GreedyAnswer
+
+_BROKEN = (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+_WORDS = "words"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """A question at one text model with one projector.
+
+    Attributes:
+        tokens: that the model was led along.
+        logprobs: float64 [n] of each of them.
+        divergence: from the baseline, [n] each; None of the baseline itself.
+        answer: greedy; None where it was not asked for.
+        reference: divergence from what transformers computed; None without reference.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: NDArray[np.float64]
+    divergence: Divergence | None = None
+    answer: GreedyAnswer | None = None
+    reference: Divergence | None = None
+
+
+def save_record(path: Path, record: Record) -> None:
+    """Write a record; it is there whole or not at all."""
+    answer = record.answer
+    words: dict[str, Any] = {"answer": None}
+    arrays: dict[str, NDArray[Any]] = {
+        "tokens": np.asarray(record.tokens, dtype=np.int32),
+        "logprobs": record.logprobs,
+    }
+    if answer is not None:
+        words["answer"] = {
+            "text": answer.text,
+            "end_token": answer.end_token,
+            "stop_reason": answer.stop_reason,
+        }
+        arrays["answer"] = np.asarray(answer.tokens, dtype=np.int32)
+    for name, divergence in (("base", record.divergence), ("reference", record.reference)):
+        if divergence is not None:
+            arrays[f"{name}.kld"] = divergence.kld
+            arrays[f"{name}.kld_error"] = divergence.kld_error
+            arrays[f"{name}.same_top"] = divergence.same_top
+    save_arrays(path, words, arrays)
+
+
+def load_record(path: Path) -> Record | None:
+    """Read a record; None where there is none that is whole."""
+    found = load_arrays(path)
+    if found is None:
+        return None
+    words, arrays = found
+    try:
+        answer = cast(dict[str, Any] | None, words["answer"])
+        tokens = tuple(map(int, arrays["tokens"]))
+        record = Record(
+            tokens=tokens,
+            logprobs=arrays["logprobs"],
+            divergence=_divergence(arrays, "base", len(tokens)),
+            reference=_divergence(arrays, "reference", len(tokens)),
+            answer=None
+            if answer is None
+            else GreedyAnswer(
+                tokens=tuple(map(int, arrays["answer"])),
+                end_token=answer["end_token"],
+                text=str(answer["text"]),
+                stop_reason=cast(StopReason, answer["stop_reason"]),
+            ),
+        )
+    except _BROKEN:
+        return None
+    return record if len(record.logprobs) == len(tokens) else None
+
+
+def _divergence(
+    arrays: Mapping[str, NDArray[Any]], name: str, n_positions: int
+) -> Divergence | None:
+    if f"{name}.kld" not in arrays:
+        return None
+    found = [arrays[f"{name}.{key}"] for key in ("kld", "kld_error", "same_top")]
+    if {len(one) for one in found} != {n_positions}:
+        raise ValueError(f"`{name}` is of another length")
+    return Divergence(kld=found[0], kld_error=found[1], same_top=found[2])
+
+
+class StoredImages:
+    """Embeddings of one projector, in files; the image used last stays in memory.
+
+    Attributes:
+        folder: one file an image, named by the digest of its pixels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._last: tuple[bytes, EncodedImage] | None = None
+
+    def get(self, digest: bytes) -> EncodedImage | None:
+        """Return an image's embeddings, None when they are not there."""
+        if self._last is None or self._last[0] != digest:
+            found = load_arrays(self._path(digest))
+            if found is None:
+                return None
+            self._last = digest, _image(*found)
+        return self._last[1]
+
+    def put(self, digest: bytes, image: EncodedImage) -> None:
+        """Keep an image's embeddings, float32 as they came."""
+        times = {"preprocess_ms": image.preprocess_ms, "encode_ms": image.encode_ms}
+        arrays = {str(number): tile for number, tile in enumerate(image.tiles)}
+        save_arrays(self._path(digest), times, arrays)
+        self._last = digest, image
+
+    def rows(self, digest: bytes) -> NDArray[np.float32] | None:
+        """Return all visual tokens of an image, [n_tokens, n_embd_inp] float32."""
+        image = self.get(digest)
+        return None if image is None else np.concatenate(image.tiles)
+
+    def _path(self, digest: bytes) -> Path:
+        return self.folder / f"{digest.hex()}.npz"
+
+
+def _image(words: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> EncodedImage:
+    return EncodedImage(
+        tiles=tuple(arrays[str(number)] for number in range(len(arrays))),
+        preprocess_ms=float(words["preprocess_ms"]),
+        encode_ms=float(words["encode_ms"]),
+    )
+
+
+def save_arrays(path: Path, words: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays and a JSON document as one file, which appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            values: dict[str, Any] = {_WORDS: text, **arrays}
+            np.savez(file, allow_pickle=False, **values)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+    """Read what `save_arrays` wrote; None where it is not there, or torn."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        words = json.loads(arrays.pop(_WORDS).tobytes())
+    except _BROKEN:
+        return None
+    return words, arrays
