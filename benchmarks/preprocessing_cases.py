@@ -308,6 +308,7 @@ CASES = (
 # Families that cannot be measured, and why.
 UNMEASURED = {
     "gemma4": "not measured: transformers gives an image as a list of patches and their places",
+    "gemma4_unified": "not measured: this image processor of transformers needs torchvision",
     "granite4_vision": "not measured: llama.cpp's graph takes overview and tiles as one picture",
     "lfm2_vl": "not measured: this image processor of transformers needs torchvision",
     "lighton_ocr": "not measured: llama.cpp makes the photo as large as a page",

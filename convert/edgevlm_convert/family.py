@@ -23,6 +23,10 @@ def _no_shapes() -> dict[str, tuple[int, ...]]:
     return {}
 
 
+def _no_generation() -> Section:
+    return Section({}, file="generation_config.json")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """What one output file (text model or projector) takes from the checkpoint.
@@ -52,6 +56,7 @@ class Source:
         text: the language model's section of it, with the architecture's defaults.
         preprocessor: image settings.
         prefixes: of the checkpoint's tensors.
+        generation: generation_config.json, empty where there is none.
         shapes: of the checkpoint's tensors by name, for what is stored in more than one way.
         class_token_first: asks whether the installed llama.cpp, for a type of projector, puts the
             tower's class token before the patches, as towers are trained; the pinned one puts it
@@ -67,6 +72,7 @@ class Source:
     text: Section
     preprocessor: Section
     prefixes: Prefixes
+    generation: Section = field(default_factory=_no_generation)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=_no_shapes)
     class_token_first: Callable[[str], bool] = lambda projector: False
     reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False

@@ -225,6 +225,8 @@ def _read(
         text=section,
         preprocessor=_preprocessor(checkpoint),
         prefixes=find_prefixes(tensors, family.prefixes),
+        generation=checkpoint.optional_json("generation_config.json")
+        or Section({}, file="generation_config.json"),
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         class_token_first=class_token_first,
         reads_norm_epsilon=reads_norm_epsilon,

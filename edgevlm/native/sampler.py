@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -159,8 +160,9 @@ def open_sampler(model: TextModel, options: SamplerOptions) -> Generator[Sampler
 def _adjusting(c: Any, model: TextModel, options: SamplerOptions) -> list[Any]:
     """Return the links that change logits before anything is left out."""
     links: list[Any] = []
-    if options.logit_bias:
-        biases = (c.llama_logit_bias * len(options.logit_bias))(*options.logit_bias)
+    bias = (*options.logit_bias, *((token, -math.inf) for token in _suppressed(c, model)))
+    if bias:
+        biases = (c.llama_logit_bias * len(bias))(*bias)
         links.append(c.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
     if options.penalties is not None:
         links.append(
@@ -180,6 +182,13 @@ def _adjusting(c: Any, model: TextModel, options: SamplerOptions) -> list[Any]:
             )
         )
     return links
+
+
+def _suppressed(c: Any, model: TextModel) -> list[int]:
+    """Return the tokens that the model's file takes out of every answer."""
+    n_tokens = ctypes.c_int32()
+    tokens = c.llama_vocab_get_suppress_tokens(model.vocab, ctypes.byref(n_tokens))
+    return tokens[: n_tokens.value] if n_tokens.value else []
 
 
 def _choosing(c: Any, options: SamplerOptions) -> list[Any]:

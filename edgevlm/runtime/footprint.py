@@ -80,11 +80,13 @@ _DYNAMIC = {
     "lfm2": (64, 256, 16),
 }
 _MINICPM, _GLM, _PADDLEOCR, _GEMMA4 = "minicpmv4_6", "glm4v", "paddleocr", "gemma4v"
+# Its patches are whole visual tokens.
+_GEMMA4_UNIFIED = "gemma4uv"
 # Those whose images are stretched to the limits of the file, and the side of their first picture.
 _STRETCHED = {
     _GLM: (read_glm_canvas, 46),
     _PADDLEOCR: (read_paddleocr_canvas, 28),
-    _GEMMA4: (read_gemma4_canvas, 16),
+    **dict.fromkeys((_GEMMA4, _GEMMA4_UNIFIED), (read_gemma4_canvas, 16)),
 }
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
 _PIXEL_BYTES = 2 * 12 + 2 * 3
@@ -205,7 +207,10 @@ def _vision_compute(
     is_gated = any(tensor.name == "v.blk.0.ffn_gate.weight" for tensor in mmproj.tensors)
     feed_forward = 3 * width + 4 * ffn if is_gated else 5 * width + ffn
     floats = max(int(9.5 * width), feed_forward, 5 * width + sizes.input // merged)
-    if not flash_attention:
+    if _projector_type(mmproj) == _GEMMA4_UNIFIED:
+        # Pixels, the same in rows, and those normalized.
+        floats = 9 * _patch(mmproj) ** 2
+    elif not flash_attention:
         floats = max(floats, 10 * width + n_heads * n_patches)
     graph = F32_BYTES * n_patches * floats
     if any(numbers(mmproj, "clip.vision.n_wa_pattern")) or _projector_type(mmproj) == _MINICPM:
@@ -348,10 +353,13 @@ def _projector_type(mmproj: GGUFFile) -> str:
 
 
 def _patch(mmproj: GGUFFile) -> int:
-    return max(numbers(mmproj, "clip.vision.patch_size"), default=14) or 14
+    side = max(numbers(mmproj, "clip.vision.patch_size"), default=14) or 14
+    return side * (gemma4_pool(mmproj) if _projector_type(mmproj) == _GEMMA4_UNIFIED else 1)
 
 
 def _merge(mmproj: GGUFFile) -> int:
+    if _projector_type(mmproj) == _GEMMA4_UNIFIED:
+        return 1
     if _projector_type(mmproj) == _GEMMA4:
         return gemma4_pool(mmproj) or 1
     found = numbers(mmproj, "clip.vision.spatial_merge_size") or numbers(

@@ -17,6 +17,7 @@ from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.gemma4_projector import check_gemma4_text, gemma4_span
+from edgevlm.runtime.gemma4_unified_projector import GEMMA4_UNIFIED, gemma4_unified_span
 from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.header_numbers import check_projector_numbers, check_text_numbers
@@ -50,13 +51,9 @@ _MAX_ASPECTS = {
     "paddleocr": MAX_STRETCH_ASPECT,
 }
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
-_POSITIVE_VISION_KEYS = (
-    "image_size",
-    "patch_size",
-    "embedding_length",
-    "block_count",
-    "attention.head_count",
-)
+_POSITIVE_VISION_KEYS = ("image_size", "patch_size", "embedding_length")
+# Those of a tower, which one type of projector has none of.
+_POSITIVE_TOWER_KEYS = ("block_count", "attention.head_count")
 # Twice what transformers scales an image to at most.
 _MAX_LONGEST_EDGE = 8192
 _FLOATS = ("F32", "F16", "BF16")
@@ -172,11 +169,12 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         )
     if not _flag(file, "clip.has_vision_encoder"):
         raise GGUFError(f"the projector `{path}` takes no images", hint=_PAIR_HINT)
-    for key in _POSITIVE_VISION_KEYS:
+    kind = _string(file, "clip.projector_type") or _string(file, "clip.vision.projector_type")
+    has_tower = kind != GEMMA4_UNIFIED
+    for key in (*_POSITIVE_VISION_KEYS, *(_POSITIVE_TOWER_KEYS if has_tower else ())):
         _check_positive(file, f"clip.vision.{key}")
     if "clip.vision.spatial_merge_size" in file.metadata:
         _check_positive(file, "clip.vision.spatial_merge_size")
-    kind = _string(file, "clip.projector_type") or _string(file, "clip.vision.projector_type")
     span = IMAGE_SPANS.get(kind or "")
     if span is None:
         raise ModelLoadError(
@@ -209,6 +207,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(span, max_aspect=_MAX_ASPECTS.get(kind, 0), canvas=_CANVASES[kind](file))
     if kind == "gemma4v":
         return gemma4_span(file, span)
+    if kind == GEMMA4_UNIFIED:
+        return gemma4_unified_span(file, span)
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)

@@ -99,6 +99,7 @@ _QWEN = ImageSpan(
     template="<|vision_start|><|image_pad|><|vision_end|>",
     runtime_tokens=("<|vision_start|>", "<|vision_end|>"),
 )
+_GEMMA4 = ImageSpan(template="<|image|>", runtime_tokens=("<|image>", "<image|>"))
 # By `clip.projector_type` of the mmproj. Sources: tools/mtmd/mtmd.cpp (img_beg, img_end) of
 # llama-cpp-python 0.3.36, and the families' chat templates.
 IMAGE_SPANS: Mapping[str, ImageSpan] = {
@@ -130,7 +131,8 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         runtime_tokens=("<start_of_image>", "<end_of_image>"),
         around=("\n\n", "\n\n"),
     ),
-    "gemma4v": ImageSpan(template="<|image|>", runtime_tokens=("<|image>", "<image|>")),
+    "gemma4v": _GEMMA4,
+    "gemma4uv": _GEMMA4,
     "glm4v": ImageSpan(
         template="<|begin_of_image|><|image|><|end_of_image|>",
         runtime_tokens=("<|begin_of_image|>", "<|end_of_image|>"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgevlm_convert.checkpoint import Checkpoint
 from edgevlm_convert.config import Section
 from numpy.typing import NDArray
 
@@ -31,6 +32,8 @@ class Inputs:
         break_token: id of a token between the rows of an image, whose embedding llama.cpp's
             projector hands over with the visual ones; -1 for none.
         stacks_tiles: llama.cpp encodes all tiles of an image at once, one below the other.
+        masks: (model, token ids [1, n], which are visual [1, n]) -> what a call gets as its
+            attention mask; None: ones.
     """
 
     prepare: Prepare
@@ -38,6 +41,7 @@ class Inputs:
     kinds: str = ""
     break_token: int = -1
     stacks_tiles: bool = False
+    masks: Callable[[Any, Any, Any], Any] | None = None
 
 
 def transformers_module(name: str) -> Any:
@@ -63,3 +67,15 @@ def image_token(config: Section) -> int:
     """Return the id that stands for a visual token."""
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
     return config.integer(key, low=0, high=1 << 31)
+
+
+def image_settings(checkpoint: Checkpoint) -> Section:
+    """Return the image settings, whichever transformers wrote them."""
+    for file, key in (
+        ("processor_config.json", "image_processor"),
+        ("preprocessor_config.json", ""),
+    ):
+        found = checkpoint.optional_json(file)
+        if found is not None and (not key or found.has(key)):
+            return found.section(key) if key else found
+    return Section({}, file="preprocessor_config.json")

@@ -16,6 +16,7 @@ from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 
 from edgevlm.errors import UnsupportedArchitectureError
 from edgevlm.verify.anyres_processor import OnevisionImages, anyres_processor
+from edgevlm.verify.gemma4_unified_inputs import gemma4_unified_inputs
 from edgevlm.verify.input_parts import (
     MARK,
     Inputs,
@@ -67,6 +68,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "lighton_ocr": lighton_inputs,
         "gemma3": _gemma,
         "gemma4": _gemma4,
+        "gemma4_unified": gemma4_unified_inputs,
         "internvl": _internvl,
         "qianfan_ocr": _internvl,
         "granite4_vision": _anyres,

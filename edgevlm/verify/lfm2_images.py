@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from edgevlm_convert.checkpoint import Checkpoint
-from edgevlm_convert.config import Section
 from numpy.typing import NDArray
 
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas, Pixels
+from edgevlm.verify.input_parts import image_settings
 
 _START, _END, _THUMBNAIL = "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"
 
@@ -24,7 +24,7 @@ class Lfm2Images:
     """Image settings of a checkpoint, and what they make of images."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        settings = _settings(checkpoint)
+        settings = image_settings(checkpoint)
 
         def whole(key: str, default: int) -> int:
             return settings.integer(key, low=1, high=1 << 20, default=default)
@@ -96,15 +96,3 @@ class Lfm2Images:
         values = (pixels.astype(np.float32) / np.float32(255) - self._mean) / self._deviation
         blocks = values.reshape(n_rows, self._patch, n_columns, self._patch, 3)
         return blocks.swapaxes(1, 2).reshape(n_rows * n_columns, -1)
-
-
-def _settings(checkpoint: Checkpoint) -> Section:
-    """Return the image settings, whichever transformers wrote them."""
-    for file, key in (
-        ("processor_config.json", "image_processor"),
-        ("preprocessor_config.json", ""),
-    ):
-        found = checkpoint.optional_json(file)
-        if found is not None and (not key or found.has(key)):
-            return found.section(key) if key else found
-    return Section({}, file="preprocessor_config.json")

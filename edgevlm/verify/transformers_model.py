@@ -172,10 +172,12 @@ def answer(
     ids, tensors = _prepare(inputs, question)
 
     def call(tokens: Any) -> Any:
-        kinds = {inputs.kinds: (tokens == inputs.image_token).int()} if inputs.kinds else {}
+        visual = (tokens == inputs.image_token).int()
+        kinds = {inputs.kinds: visual} if inputs.kinds else {}
+        ones = torch.ones_like(tokens)
         return model(
             input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
+            attention_mask=inputs.masks(model, tokens, visual) if inputs.masks else ones,
             use_cache=False,
             **tensors,
             **kinds,

@@ -8,6 +8,7 @@ from edgevlm_convert.families.cosmos3_omni import FAMILY as COSMOS3_OMNI
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.gemma4 import FAMILY as GEMMA4
+from edgevlm_convert.families.gemma4_unified import FAMILY as GEMMA4_UNIFIED
 from edgevlm_convert.families.glm4v import FAMILY as GLM4V
 from edgevlm_convert.families.glm_ocr import FAMILY as GLM_OCR
 from edgevlm_convert.families.granite4_vision import FAMILY as GRANITE4_VISION
@@ -45,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2_VL,
     GEMMA3,
     GEMMA4,
+    GEMMA4_UNIFIED,
     IDEFICS3,
     LLAVA,
     LLAVA_NEXT,

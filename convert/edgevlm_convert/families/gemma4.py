@@ -7,16 +7,24 @@ the graph computes from tools/mtmd/models/gemma4v.cpp; config keys from transfor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgevlm_convert.config import Section
 from edgevlm_convert.family import Family, Part, Projector, Source
 from edgevlm_convert.metadata import Value, boolean, f32, string, u32
 from edgevlm_convert.prefixes import Prefixes
-from edgevlm_convert.rules import Drop, Rename, Rule
+from edgevlm_convert.rules import Rename, Rule
 from edgevlm_convert.shape_rules import Permuted, Reshaped
 from edgevlm_convert.text.decoder import matrices
 from edgevlm_convert.text.gemma4 import GEMMA4
+from edgevlm_convert.towers.gemma4 import (
+    IMAGE_SIZE,
+    USUAL_POOL,
+    most_pixels,
+    sound_losses,
+    sound_rules,
+    with_pixels,
+)
 from edgevlm_convert.towers.vision import TowerSizes, read_tower, size_metadata
 
 PROJECTOR_TYPE = "gemma4v"
@@ -31,10 +39,7 @@ _DEFAULTS = {
     "patch_size": 16,
     "position_embedding_size": 10240,
 }
-# llama.cpp's own, which the graph never reads.
-_IMAGE_SIZE = 224
-_USUAL_POOL, _THETA, _BICUBIC = 3, 100.0, 3
-_BUDGETS, _USUAL_BUDGET = (70, 140, 280, 560, 1120), 280
+_THETA = 100.0
 _MATRICES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -51,8 +56,6 @@ _NORMS = {
     "post_feedforward_layernorm": "ffn_post_norm",
 }
 _BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-_SOUND = ("model.audio_tower.", "model.embed_audio.", "audio_tower.", "embed_audio.")
-_SOUND_LOSS = "sound: the audio tower is left out; text and images are all that can be asked about"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +95,28 @@ def build_vision(source: Source) -> Part:
             shape=(n_text, sizes.n_embd),
         )
     )
-    sound = [name for name in source.shapes if name.startswith(_SOUND)]
-    rules += [Drop(source=name, reason="no sound can be asked about") for name in sound]
+    sound = sound_rules(source)
+    rules += sound
     epsilon = vision.number("rms_norm_eps", low=1e-12, high=1.0)
     late: dict[str, Value] = {
-        **size_metadata(_with_pixels(source), sizes),
+        **size_metadata(with_pixels(source), sizes),
         "clip.vision.projector_type": string(PROJECTOR_TYPE),
         "clip.vision.attention.layer_norm_epsilon": f32(epsilon),
         "clip.use_gelu": boolean(True),
-        "clip.vision.image_max_pixels": u32(_most_pixels(source.preprocessor, tower)),
+        "clip.vision.image_max_pixels": u32(
+            most_pixels(source.preprocessor, patch=sizes.patch_size, pool=tower.pool)
+        ),
     }
-    if tower.pool != _USUAL_POOL:
+    if tower.pool != USUAL_POOL:
         late["clip.vision.projector.scale_factor"] = u32(tower.pool)
-    return Part(rules=tuple(rules), late_metadata=late, losses=(_SOUND_LOSS,) if sound else ())
+    return Part(rules=tuple(rules), late_metadata=late, losses=sound_losses(sound))
 
 
 def _read_tower(vision: Section) -> _Tower:
     vision.require("hidden_activation", ("gelu_pytorch_tanh",), default="gelu_pytorch_tanh")
     vision.require("attention_bias", (False,), default=False)
     sizes = read_tower(
-        vision, layers="num_hidden_layers", heads="num_attention_heads", image_size=_IMAGE_SIZE
+        vision, layers="num_hidden_layers", heads="num_attention_heads", image_size=IMAGE_SIZE
     )
     head = sizes.n_embd // sizes.n_head
     vision.require("head_dim", (head,), default=head)
@@ -129,30 +134,6 @@ def _read_tower(vision: Section) -> _Tower:
         is_clipped=vision.boolean("use_clipped_linears", default=False),
         is_standardized=vision.boolean("standardize", default=False),
     )
-
-
-def _with_pixels(source: Source) -> Source:
-    """Return the source with pixels from 0 to 1, which the graph itself makes -1 to 1."""
-    preprocessor = source.preprocessor
-    if not preprocessor.boolean("do_normalize", default=False):
-        preprocessor = preprocessor.with_values({"image_mean": [0.0] * 3, "image_std": [1.0] * 3})
-    return replace(source, preprocessor=preprocessor.with_values({"do_normalize": True}))
-
-
-def _most_pixels(preprocessor: Section, tower: _Tower) -> int:
-    """Return how many pixels an image is scaled to at most; llama.cpp's own limit is another.
-
-    Raises:
-        CheckpointError: a setting that the runtime does not have.
-    """
-    patch, pool = tower.sizes.patch_size, tower.pool
-    preprocessor.require("do_resize", (True,), default=True)
-    preprocessor.require("resample", (_BICUBIC,), default=_BICUBIC)
-    preprocessor.require("patch_size", (patch,), default=patch)
-    preprocessor.require("pooling_kernel_size", (pool,), default=pool)
-    preprocessor.require("max_soft_tokens", _BUDGETS, default=_USUAL_BUDGET)
-    n_tokens = preprocessor.integer("max_soft_tokens", low=1, high=1 << 20, default=_USUAL_BUDGET)
-    return n_tokens * (patch * pool) ** 2
 
 
 def _embedding_rules(prefix: str, vision: Section, tower: _Tower) -> list[Rule]:

@@ -7,7 +7,7 @@ conversion/gemma.py; defaults from transformers' `Gemma4TextConfig`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +99,12 @@ class _Layout:
         return sizes.n_ff * (2 if self.is_wide and layer >= self.n_own else 1)
 
 
-def build_gemma4(source: Source) -> Part:
+def build_gemma4(source: Source, *, causal_widths: Collection[int] = CAUSAL_WIDTHS) -> Part:
     """Return rules and metadata of the text model.
+
+    Args:
+        source: what it is built from.
+        causal_widths: those with which libmtmd lets visual tokens look back only.
 
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that llama.cpp's graph for
@@ -108,7 +112,7 @@ def build_gemma4(source: Source) -> Part:
     """
     text = source.text
     sizes = read_sizes(text)
-    _check(text, sizes)
+    _check(text, sizes, causal_widths)
     layout = _read_layout(text, sizes)
     rules = model_rules(source, sizes.n_embd, tied_by_default=True)
     rules += _inner_rules(source, sizes, layout)
@@ -123,14 +127,14 @@ def build_gemma4(source: Source) -> Part:
     )
 
 
-def _check(text: Section, sizes: Sizes) -> None:
+def _check(text: Section, sizes: Sizes, causal_widths: Collection[int]) -> None:
     """Refuse what the graph computes in one way only, when the config asks for another."""
     text.require("hidden_activation", ("gelu_pytorch_tanh",), default="gelu_pytorch_tanh")
     text.require("attention_bias", (False,), default=False)
     # Visual tokens have no token of their own there: llama.cpp takes row 0.
     text.require("pad_token_id", (0,), default=0)
     both_ways = text.text("use_bidirectional_attention", default="")
-    wanted = "" if sizes.n_embd in CAUSAL_WIDTHS else "vision"
+    wanted = "" if sizes.n_embd in causal_widths else "vision"
     if both_ways != wanted:
         how = '"vision"' if wanted else "null"
         text.fail(
