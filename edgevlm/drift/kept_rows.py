@@ -175,7 +175,7 @@ def keep_rows(logits: Logits, *, max_tail: float = 1e-7, most: int = 4096) -> Ke
     tail = np.zeros(n)
     for place, values in enumerate(logits):
         row = _Row(values)
-        kept = row.most_likely(max_tail, most) if most < n_vocab else None
+        kept = row.most_likely(max_tail, most)
         if kept is None:
             kept = np.arange(n_vocab, dtype=np.int64)
             top = int(values.argmax())
