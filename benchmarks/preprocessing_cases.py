@@ -188,6 +188,7 @@ def janus(name: str, kind: str, published: str, **vision: int) -> Case:
 CASES = (
     qwen("qwen3_vl", "Qwen3-VL-2B", patch_size=16, num_position_embeddings=2304),
     qwen("qwen3_vl_moe", "Qwen3-VL-30B-A3B", patch_size=16, num_position_embeddings=2304),
+    qwen("qwen3_omni_moe", "Qwen3-Omni-30B-A3B", patch_size=16, num_position_embeddings=2304),
     qwen("cosmos3_omni", "Cosmos3-Nano", patch_size=16, num_position_embeddings=2304),
     qwen("qwen3_5", "Qwen3.5-2B", patch_size=16, num_position_embeddings=2304),
     qwen("qwen3_5_moe", "Qwen3.5-35B-A3B", patch_size=16, num_position_embeddings=2304),

@@ -56,6 +56,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
     makers: Mapping[str, Callable[[Path, Checkpoint], Inputs]] = {
         **dict.fromkeys(_QWEN, _qwen),
         "qwen2_5_omni": _qwen2_5_omni,
+        "qwen3_omni_moe": _qwen3_omni,
         "idefics3": _tiles,
         "llava": _llava,
         "llava_next": _anyres,
@@ -86,6 +87,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
 
 
 _qwen = rows_of("qwen2_vl", "Qwen2VL", _QWEN_PAD)
+_qwen3_omni = rows_of("qwen2_vl", "Qwen2VL", _QWEN_PAD, kinds="")
 _qwen2_5_omni = rows_of("qwen2_vl", "Qwen2VL", "<|IMAGE|>", kinds="")
 _glm = rows_of("glm4v", "Glm4v", "<|image|>")
 _paddleocr = rows_of("paddleocr_vl", "PaddleOCRVL", "<|IMAGE_PLACEHOLDER|>")

@@ -17,7 +17,9 @@ from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import map_tensors
 
 from edgevlm.errors import CheckpointError, ConversionError
-from tests.convert.published_omni import QWEN2_5
+from tests.convert.published_omni import QWEN2_5, QWEN3
+from tests.convert.published_qwen3 import Form
+from tests.convert.published_qwen3 import tensor_shapes as qwen3_vl_shapes
 from tests.convert.tricks import rename_tensors
 from tests.goldens.files import GOLDENS, read_golden_json
 from tests.goldens.omni_checkpoints import make_whole
@@ -52,6 +54,11 @@ KINDS = (
             "talker.thinker_to_talker_proj.weight",
             "token2wav.code2wav_dit_model.input_embed.proj.weight",
         ),
+    ),
+    Kind(
+        golden="qwen3_omni_moe",
+        wholes=("Qwen3OmniMoeForConditionalGeneration",),
+        speaking=("talker.hidden_projection.linear_fc1.weight", "code2wav.decoder.0.conv.weight"),
     ),
 )
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.golden)
@@ -165,38 +172,80 @@ def qwen2_5_shapes(thinker: Config) -> Shapes:
     return shapes
 
 
-def test_shapes_are_those_that_transformers_saves() -> None:
-    folder = GOLDENS / "qwen2_5_omni"
+def qwen3_shapes(thinker: Config) -> Shapes:
+    """Return the same of a Qwen3-Omni, whose experts stand one by one."""
+    names = {
+        "model.language_model.": "model.",
+        "model.visual.deepstack_merger_list.": "visual.merger_list.",
+        "model.visual.": "visual.",
+    }
+    parts = {"norm.": "ln_q.", "linear_fc1.": "mlp.0.", "linear_fc2.": "mlp.2."}
+
+    def named(name: str) -> str:
+        for old, new in names.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break
+        for old, new in parts.items() if name.startswith("visual.merger") else ():
+            name = name.replace(old, new)
+        return name
+
+    config = {"tie_word_embeddings": False, **thinker}
+    shapes = qwen3_vl_shapes(config, Form(one_by_one=True))
+    return {named(name): shape for name, shape in shapes.items()}
+
+
+SHAPES = {"qwen2_5_omni": qwen2_5_shapes, "qwen3_omni_moe": qwen3_shapes}
+
+
+@each_kind
+def test_shapes_are_those_that_transformers_saves(kind: Kind) -> None:
+    folder = GOLDENS / kind.golden
     stored = read_golden_json(folder / "weights.json")["tensors"]
     seeing = {name: tuple(shape) for name, (shape, _) in stored.items() if name[:5] != "audio"}
     config = read_golden_json(folder / "checkpoint" / "config.json")
-    assert seeing == qwen2_5_shapes(config)
+    assert seeing == SHAPES[kind.golden](config)
 
 
-@pytest.mark.parametrize("name", QWEN2_5)
+@pytest.mark.parametrize("name", [*QWEN2_5, *QWEN3])
 def test_every_published_size_is_taken(tmp_path: Path, name: str) -> None:
-    config = QWEN2_5[name]
-    shapes = {
-        f"thinker.{key}": one for key, one in qwen2_5_shapes(config["thinker_config"]).items()
-    }
-    speaking = {"talker.codec_head.weight": (8, 8), "thinker.audio_tower.conv1.bias": (8,)}
+    config = {**QWEN2_5, **QWEN3}[name]
+    family_name = "qwen2_5_omni" if name in QWEN2_5 else "qwen3_omni_moe"
+    seeing = SHAPES[family_name](config["thinker_config"])
+    shapes = {f"thinker.{key}": shape for key, shape in seeing.items()}
+    others = {"talker.codec_head.weight": (8, 8), "thinker.audio_tower.conv1.bias": (8,)}
     write_json(tmp_path / "config.json", config)
-    write_sparse_shapes(tmp_path, {**shapes, **speaking})
+    write_sparse_shapes(tmp_path, {**shapes, **others})
     checkpoint = open_checkpoint(tmp_path)
     family = find_family(checkpoint.config)
-    assert family.name == "qwen2_5_omni"
+    assert family.name == family_name
     text_model, section = find_text_model(family, checkpoint.config)
+    patch_size = config["thinker_config"]["vision_config"]["patch_size"]
     source = Source(
         config=checkpoint.config,
         text=section,
-        preprocessor=Section(preprocessor_config(14), file="preprocessor_config.json"),
+        preprocessor=Section(preprocessor_config(patch_size), file="preprocessor_config.json"),
         prefixes=find_prefixes(checkpoint.tensors, family.prefixes),
         shapes={key: tensor.shape for key, tensor in checkpoint.tensors.items()},
     )
     parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
     _, ledger = map_tensors(checkpoint.tensors, {file: part.rules for file, part in parts.items()})
     assert set(ledger.used) == set(shapes)
-    assert set(ledger.dropped) == set(speaking)
-    text, mmproj = parts["text"].metadata, parts["mmproj"].late_metadata
-    assert text["qwen2vl.rope.dimension_sections"].value == (16, 24, 24, 0)
-    assert mmproj["clip.vision.n_wa_pattern"].value == 8
+    assert set(ledger.dropped) == set(others)
+    text = {**parts["text"].metadata, **parts["text"].late_metadata}
+    mmproj = parts["mmproj"].late_metadata
+    sections = (16, 24, 24, 0) if name in QWEN2_5 else (24, 20, 20, 0)
+    assert text[f"{text_model.name}.rope.dimension_sections"].value == sections
+    if name in QWEN2_5:
+        assert mmproj["clip.vision.n_wa_pattern"].value == 8
+    else:
+        assert text["qwen3vlmoe.n_deepstack_layers"].value == 3
+
+
+def test_weights_of_experts_that_are_not_one_in_all_are_refused(copy: Copy) -> None:
+    folder = copy(KINDS[1])
+    config = read_golden_json(folder / "config.json")
+    config["text_config"]["norm_topk_prob"] = False
+    write_json(folder / "config.json", config)
+    with pytest.raises(CheckpointError, match="norm_topk_prob"):
+        plan_conversion(folder)

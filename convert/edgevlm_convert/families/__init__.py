@@ -30,6 +30,7 @@ from edgevlm_convert.families.qwen2_5_vl import FAMILY as QWEN2_5_VL
 from edgevlm_convert.families.qwen2_vl import FAMILY as QWEN2_VL
 from edgevlm_convert.families.qwen3_5 import FAMILY as QWEN3_5
 from edgevlm_convert.families.qwen3_5_moe import FAMILY as QWEN3_5_MOE
+from edgevlm_convert.families.qwen3_omni_moe import FAMILY as QWEN3_OMNI_MOE
 from edgevlm_convert.families.qwen3_vl import FAMILY as QWEN3_VL
 from edgevlm_convert.families.qwen3_vl_moe import FAMILY as QWEN3_VL_MOE
 from edgevlm_convert.family import Family, TextArchitecture
@@ -38,6 +39,7 @@ from edgevlm_convert.json_file import quoted
 FAMILIES: tuple[Family, ...] = (
     QWEN3_VL,
     QWEN3_VL_MOE,
+    QWEN3_OMNI_MOE,
     COSMOS3_OMNI,
     QWEN3_5,
     QWEN3_5_MOE,

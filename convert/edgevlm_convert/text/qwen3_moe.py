@@ -83,10 +83,23 @@ def build_qwen3_vl_moe(source: Source) -> Part:
     Raises:
         CheckpointError: as `build_qwen3_moe`.
     """
+    return build_with_sections(source, default_theta=_VL_THETA)
+
+
+def build_with_sections(source: Source, *, default_theta: float) -> Part:
+    """Return rules and metadata of a text model with rotary sections and deepstack.
+
+    Args:
+        source: of the model.
+        default_theta: rotary base of the transformers class.
+
+    Raises:
+        CheckpointError: as `build_qwen3_moe`.
+    """
     text, name = source.text, QWEN3_VL_MOE.name
     check_qwen3(text)
     sizes = read_sizes(text)
-    rope = read_rope(text, head_dim=sizes.head_dim, kinds=PLAIN_KINDS, default_theta=_VL_THETA)
+    rope = read_rope(text, head_dim=sizes.head_dim, kinds=PLAIN_KINDS, default_theta=default_theta)
     sections = read_sections(rope, default=_VL_SECTIONS, half=sizes.head_dim // 2, interleaved=True)
     part = _part(
         source,

@@ -7,6 +7,7 @@ transformers' `Qwen2VLVisionConfig`, `Qwen2_5_VLVisionConfig` and `Qwen3VLVision
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 from edgevlm_convert.config import MAX_WIDTH, Section
 from edgevlm_convert.family import Source
@@ -90,16 +91,18 @@ def position_rules(prefix: str, sizes: TowerSizes, n_positions: int) -> list[Rul
 
 
 def merger_rules(
-    source: str, targets: tuple[str, str, str], n_embd: int, n_out: int, *, n_norm: int
+    sources: tuple[str, str, str],
+    targets: tuple[str, str, str],
+    n_embd: int,
+    n_out: int,
+    *,
+    n_norm: int,
 ) -> list[Rule]:
     """Return the rules of a Qwen3-VL merger: norm, two layers over four patches side by side."""
-    norm, first, second = targets
     merged = N_MERGED * n_embd
-    return [
-        *pair(f"{source}norm", norm, (n_norm,)),
-        *pair(f"{source}linear_fc1", first, (merged, merged)),
-        *pair(f"{source}linear_fc2", second, (n_out, merged)),
-    ]
+    shapes = (n_norm,), (merged, merged), (n_out, merged)
+    pairs = (pair(*one) for one in zip(sources, targets, shapes, strict=True))
+    return list(chain.from_iterable(pairs))
 
 
 def qwen3_block_rules(prefix: str, sizes: TowerSizes) -> list[Rule]:

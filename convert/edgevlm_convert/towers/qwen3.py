@@ -7,6 +7,7 @@ defaults from transformers' `Qwen3VLVisionConfig`, which the other classes share
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgevlm_convert.config import MAX_LAYERS, Section
 from edgevlm_convert.family import Part, Source
@@ -35,6 +36,25 @@ _DEFAULTS = {
 _DEEPSTACK = (8, 16, 24)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergerNames:
+    """What a checkpoint calls the parts of a merger, and the list of deepstack's."""
+
+    deepstack: str
+    norm: str
+    first: str
+    second: str
+
+    def of(self, merger: str) -> tuple[str, str, str]:
+        """Return the names of a merger's tensors, whose prefix is `merger`."""
+        return f"{merger}{self.norm}", f"{merger}{self.first}", f"{merger}{self.second}"
+
+
+_USUAL = MergerNames(
+    deepstack="deepstack_merger_list", norm="norm", first="linear_fc1", second="linear_fc2"
+)
+
+
 def read_deepstack(source: Source) -> list[int]:
     """Return the tower's layers whose output joins the text model's first layers, in order.
 
@@ -50,12 +70,15 @@ def read_deepstack(source: Source) -> list[int]:
     return layers
 
 
-def build_qwen3_tower(source: Source, *, deepstack: Sequence[int]) -> Part:
+def build_qwen3_tower(
+    source: Source, *, deepstack: Sequence[int], names: MergerNames = _USUAL
+) -> Part:
     """Return rules and metadata of the mmproj file.
 
     Args:
         source: of the model.
         deepstack: layers whose output has a merger of its own.
+        names: of the mergers' tensors in the checkpoint.
 
     Raises:
         CheckpointError: a key is missing, of wrong type, absurd, or one that the graph ignores.
@@ -73,14 +96,18 @@ def build_qwen3_tower(source: Source, *, deepstack: Sequence[int]) -> Part:
     for number, layer in enumerate(deepstack):
         # The checkpoint numbers the mergers, the file names the layer each one reads.
         rules += merger_rules(
-            f"{prefix}deepstack_merger_list.{number}.",
+            names.of(f"{prefix}{names.deepstack}.{number}."),
             (f"v.deepstack.{layer}.norm", f"v.deepstack.{layer}.fc1", f"v.deepstack.{layer}.fc2"),
             n_embd,
             n_out,
             n_norm=N_MERGED * n_embd,
         )
     rules += merger_rules(
-        f"{prefix}merger.", ("v.post_ln", "mm.0", "mm.2"), n_embd, n_out, n_norm=n_embd
+        names.of(f"{prefix}merger."),
+        ("v.post_ln", "mm.0", "mm.2"),
+        n_embd,
+        n_out,
+        n_norm=n_embd,
     )
     return Part(
         rules=tuple(rules),

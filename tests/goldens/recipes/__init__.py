@@ -30,6 +30,7 @@ from tests.goldens.recipes import (
     qwen2_vl,
     qwen3_5,
     qwen3_5_moe,
+    qwen3_omni_moe,
     qwen3_vl_moe,
     smolvlm,
 )
@@ -41,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
         QWEN3_VL,
         cosmos3_omni.RECIPE,
         qwen3_vl_moe.RECIPE,
+        qwen3_omni_moe.RECIPE,
         qwen3_5.RECIPE,
         qwen3_5.SMALL,
         qwen3_5_moe.RECIPE,
