@@ -305,6 +305,24 @@ CASES = (
         processor="paddleocr_vl.image_processing_pil_paddleocr_vl.PaddleOCRVLImageProcessorPil",
         pixels="lines",
     ),
+    Case(
+        name="deepseek_ocr2",
+        family="deepseek_ocr2",
+        published="DeepSeek-OCR 2",
+        recipe="deepseek_ocr2",
+        vision={},
+        preprocessor={
+            **HALF,
+            "crop_to_patches": True,
+            "image_processor_type": "DeepseekOcr2ImageProcessor",
+            "max_patches": 6,
+            "min_patches": 2,
+            "resample": 3,
+            "size": {"height": 1024, "width": 1024},
+            "tile_size": 768,
+        },
+        processor="deepseek_ocr2.image_processing_pil_deepseek_ocr2.DeepseekOcr2ImageProcessorPil",
+    ),
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {

@@ -13,8 +13,9 @@ MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 18
 MAX_HEADS = 4096
 MAX_VOCABULARY = 1 << 22
-# Classes that are not transformers' own have other names for a section (OpenGVLab's InternVL).
-_OTHER_NAMES = {"text_config": ("llm_config",)}
+# Classes that are not transformers' own have other names for a section (OpenGVLab's InternVL,
+# DeepSeek-OCR).
+_OTHER_NAMES = {"text_config": ("llm_config", "language_config")}
 _SHORT = reprlib.Repr()
 _SHORT.maxother = 60
 _SHORT.maxlong = 30

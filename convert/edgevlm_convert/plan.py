@@ -388,6 +388,8 @@ def _preprocessor(source: Checkpoint) -> Section:
     if processor is not None and processor.has("image_processor"):
         newer = processor.section("image_processor")
         return newer if preprocessor is None else newer.over(preprocessor)
+    if preprocessor is None and processor is not None and processor.has("image_mean"):
+        return processor  # DeepSeek-OCR's own
     preprocessor = preprocessor or image_settings(source.folder)
     if preprocessor is None:
         raise CheckpointError(

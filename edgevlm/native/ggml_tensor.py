@@ -175,6 +175,26 @@ def write_i32(address: int, values: NDArray[np.int32]) -> bool:
     return True
 
 
+def write_f32(address: int, values: NDArray[np.float32]) -> bool:
+    """Write a dense tensor; False: it is another kind of tensor, or of another shape.
+
+    Args:
+        address: of the tensor.
+        values: float32 of all four dimensions of ggml, slowest first.
+    """
+    tensor = _Tensor.from_address(address)
+    is_same = tuple(tensor.ne[::-1]) == values.shape and tuple(tensor.nb[::-1]) == values.strides
+    if tensor.type != _F32 or not is_same or not tensor.buffer or not tensor.data:
+        return False
+    _base().ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
+    return True
+
+
+def parameter(address: int, index: int) -> int:
+    """Return one of a node's parameters."""
+    return int(_Tensor.from_address(address).op_params[index])
+
+
 def clear_parameter_bits(address: int, index: int, bits: int) -> None:
     """Clear bits of one of a node's parameters, before ggml computes the node."""
     parameters = _Tensor.from_address(address).op_params

@@ -27,11 +27,13 @@ from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
 from edgevlm.native.position_scale import PlainScale
 from edgevlm.native.row_ends import with_row_ends
+from edgevlm.native.smooth_table import SmoothTable
 from edgevlm.native.token_rows import RowOrder, TokenRows
 
 _TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
 # The kind of rows that a vision tower reads, see ChannelSums.
 VISION_ROWS = "vision"
+_ALL = slice(None)
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -166,12 +168,12 @@ class Projector:
         with self._chunks(blank, add_special) as chunks:
             return [self._read_chunk(chunk) for chunk in chunks]
 
-    def encode(self, pixels: NDArray[np.uint8], *, first_only: bool = False) -> EncodedImage:
+    def encode(self, pixels: NDArray[np.uint8], *, chosen: slice = _ALL) -> EncodedImage:
         """Turn one image, RGB uint8 [height, width, 3], into embeddings.
 
         Args:
             pixels: of the image.
-            first_only: leave out what libmtmd cuts of it besides its first encode.
+            chosen: which of the encodes that libmtmd cuts it into are made.
 
         Raises:
             ImageError: libmtmd cannot take the image.
@@ -187,7 +189,7 @@ class Projector:
             images = [
                 chunk for chunk in chunks if self._c.mtmd_input_chunk_get_type(chunk) == _IMAGE
             ]
-            tiles = tuple(map(self._encode_chunk, images[:1] if first_only else images))
+            tiles = tuple(map(self._encode_chunk, images[chosen]))
             encode_ms = (time.perf_counter() - started) * 1e3
         return EncodedImage(
             tiles=tiles,
@@ -301,6 +303,7 @@ def open_projector(
     max_tokens: int = 0,
     row_order: RowOrder | None = None,
     plain_scale: bool = False,
+    smooth_table: bool = False,
     sums: ChannelSums | None = None,
 ) -> Generator[Projector]:
     """Open the mmproj at `path`, whose header the caller has checked, for `model`.
@@ -309,8 +312,8 @@ def open_projector(
     `row_end` holds the float32 values of what stands between the rows of an image, if anything.
     `max_tokens`, unless it is 0, is the most that an image may have, whatever libmtmd would allow.
     `row_order` says which rows llama.cpp takes otherwise than the tower was trained with, and
-    `plain_scale` that it smooths a position table where the tower was trained without that. `sums`
-    is told of all that goes through its matrices.
+    `plain_scale` that it smooths a position table where the tower was trained without that,
+    `smooth_table` the other way round. `sums` is told of all that goes through its matrices.
 
     Raises:
         ModelLoadError: libmtmd refuses the file, or it does not fit the text model.
@@ -331,7 +334,12 @@ def open_projector(
         params.image_min_tokens = 1
     params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
     observer = InputObserver() if observe else None
-    callback = _callback(observer, row_order or RowOrder(), sums, plain_scale=plain_scale)
+    mends: list[TokenRows | PlainScale | SmoothTable] = []
+    if row_order is not None and row_order != RowOrder():
+        mends.append(TokenRows(row_order))
+    mends += [PlainScale()] if plain_scale else []
+    mends += [SmoothTable()] if smooth_table else []
+    callback = _callback(observer, mends, sums)
     callback.install(params)
     with complaints() as lines:
         handle = c.mtmd_init_from_file(str(path).encode(), model.handle, params)
@@ -347,11 +355,10 @@ def open_projector(
 
 
 def _callback(
-    observer: InputObserver | None, order: RowOrder, sums: ChannelSums | None, *, plain_scale: bool
+    observer: InputObserver | None,
+    mends: Sequence[TokenRows | PlainScale | SmoothTable],
+    sums: ChannelSums | None,
 ) -> GraphCallback:
-    mends: list[TokenRows | PlainScale] = [TokenRows(order)] if order != RowOrder() else []
-    if plain_scale:
-        mends.append(PlainScale())
     faults = {mend.fault for mend in mends} - {""}
     if faults:
         raise ModelLoadError(
@@ -359,5 +366,7 @@ def _callback(
             f" which cannot be mended: {faults.pop()}",
             hint="install the llama-cpp-python that edgevlm names",
         )
+    before = [mend for mend in mends if not isinstance(mend, SmoothTable)]
+    behind = [mend for mend in mends if isinstance(mend, SmoothTable)]
     seeing = [observer] if observer is not None and not observer.fault else []
-    return GraphCallback([*seeing, *mends], [sums] if sums is not None else [])
+    return GraphCallback([*seeing, *before], [*behind, *([sums] if sums is not None else [])])

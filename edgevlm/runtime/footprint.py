@@ -40,6 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.deepseek_projector import page_graph_n_bytes
 from edgevlm.runtime.gemma4_projector import pool as gemma4_pool
 from edgevlm.runtime.gemma4_projector import read_canvas as read_gemma4_canvas
 from edgevlm.runtime.glm_projector import feed_forward_width
@@ -82,6 +83,9 @@ _DYNAMIC = {
 _MINICPM, _GLM, _PADDLEOCR, _GEMMA4 = "minicpmv4_6", "glm4v", "paddleocr", "gemma4v"
 # Its patches are whole visual tokens.
 _GEMMA4_UNIFIED = "gemma4uv"
+# The side of a visual token in patches where no key says it.
+_DEEPSEEK_OCR = "deepseekocr2"
+_OF_FOUR = ("gemma3", _DEEPSEEK_OCR)
 # Those whose images are stretched to the limits of the file, and the side of their first picture.
 _STRETCHED = {
     _GLM: (read_glm_canvas, 46),
@@ -216,6 +220,8 @@ def _vision_compute(
     if any(numbers(mmproj, "clip.vision.n_wa_pattern")) or _projector_type(mmproj) == _MINICPM:
         mask = n_patches**2 * F32_BYTES
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
+    if _projector_type(mmproj) == _DEEPSEEK_OCR:
+        graph = page_graph_n_bytes(mmproj, flash_attention=flash_attention)
     n_copies = _EMBEDDING_COPIES + image.n_waiting + image.n_joined
     embeddings = n_copies * sizes.input * n_patches // merged
     is_cut_here = image.n_joined or _projector_type(mmproj) in ("internvl", "lfm2", _MINICPM)
@@ -367,7 +373,7 @@ def _merge(mmproj: GGUFFile) -> int:
     )
     kind = _projector_type(mmproj)
     usual = (
-        2 if kind.startswith(("qwen", "granite4", *_STRETCHED)) else 4 if kind == "gemma3" else 1
+        2 if kind.startswith(("qwen", "granite4", *_STRETCHED)) else 4 if kind in _OF_FOUR else 1
     )
     return max(found, default=usual) or 1
 

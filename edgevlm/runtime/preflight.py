@@ -7,7 +7,6 @@ on headers that `read_gguf` has found sound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,40 +15,22 @@ from typing import Any
 from edgevlm.errors import GGUFError, ModelLoadError, PromptError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
+from edgevlm.runtime.canvases import CANVASES, MAX_ASPECTS
+from edgevlm.runtime.deepseek_projector import check_deepseek_text
 from edgevlm.runtime.gemma4_projector import check_gemma4_text, gemma4_span
 from edgevlm.runtime.gemma4_unified_projector import GEMMA4_UNIFIED, gemma4_unified_span
 from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.header_numbers import check_projector_numbers, check_text_numbers
-from edgevlm.runtime.internvl_projector import check_internvl
 from edgevlm.runtime.janus_projector import around_image, check_janus
-from edgevlm.runtime.lfm2_canvas import MAX_ASPECT as MAX_LFM2_ASPECT
-from edgevlm.runtime.lfm2_projector import check_lfm2, check_short_convolution
-from edgevlm.runtime.minicpm_projector import check_minicpm
+from edgevlm.runtime.lfm2_projector import check_short_convolution
 from edgevlm.runtime.mlp_projector import check_mlp
-from edgevlm.runtime.paddleocr_projector import check_paddleocr
-from edgevlm.runtime.pixtral_projector import check_lighton, check_pixtral
+from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
 from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen, qwen_span
 from edgevlm.runtime.sampling import SamplingParams
-from edgevlm.runtime.slice_canvas import MAX_ASPECT as MAX_SLICE_ASPECT
-from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
-from edgevlm.runtime.tile_canvas import Canvas
 
-# Projectors of which no more is asked than how images are cut, and how thin these may be.
-_CANVASES: Mapping[str, Callable[[GGUFFile], Canvas | SliceCanvas]] = {
-    "internvl": check_internvl,
-    "lfm2": check_lfm2,
-    "lightonocr": check_lighton,
-    "minicpmv4_6": check_minicpm,
-    "paddleocr": check_paddleocr,
-}
-_MAX_ASPECTS = {
-    "lfm2": MAX_LFM2_ASPECT,
-    "minicpmv4_6": MAX_SLICE_ASPECT,
-    "paddleocr": MAX_STRETCH_ASPECT,
-}
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _POSITIVE_VISION_KEYS = ("image_size", "patch_size", "embedding_length")
 # Those of a tower, which one type of projector has none of.
@@ -135,6 +116,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     check_text_numbers(file)
     check_short_convolution(file)
     check_gemma4_text(file)
+    check_deepseek_text(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}
     return file, TextFacts(
@@ -203,8 +185,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         return replace(
             span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
         )
-    if kind and kind in _CANVASES:
-        return replace(span, max_aspect=_MAX_ASPECTS.get(kind, 0), canvas=_CANVASES[kind](file))
+    if kind and kind in CANVASES:
+        return replace(span, max_aspect=MAX_ASPECTS.get(kind, 0), canvas=CANVASES[kind](file))
     if kind == "gemma4v":
         return gemma4_span(file, span)
     if kind == GEMMA4_UNIFIED:

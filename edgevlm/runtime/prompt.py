@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import PromptError
 from edgevlm.native.projector import TextPart
-from edgevlm.runtime.anyres_canvas import AnyresCanvas
-from edgevlm.runtime.slice_canvas import SliceCanvas
+from edgevlm.runtime.any_canvas import AnyCanvas
 from edgevlm.runtime.template import BoundedTemplate
-from edgevlm.runtime.tile_canvas import Canvas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +75,7 @@ class ImageSpan:
         max_tokens: visual tokens of the largest image, which libmtmd is told; 0: it knows.
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
         plain_scale: llama.cpp smooths the tower's position table, which was trained without that.
+        smooth_table: llama.cpp does not smooth that table, which was trained with it.
         frame: what libmtmd writes before and after an image that the checkpoint does not know: it
             is taken out again.
         canvas: what images are stretched to before libmtmd cuts them; None: they are not.
@@ -91,8 +90,9 @@ class ImageSpan:
     max_tokens: int = 0
     row_end: bytes = b""
     plain_scale: bool = False
+    smooth_table: bool = False
     frame: tuple[str, str] = ("", "")
-    canvas: Canvas | SliceCanvas | AnyresCanvas | None = None
+    canvas: AnyCanvas | None = None
 
 
 _QWEN = ImageSpan(
@@ -122,6 +122,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         around=("<image_id>{number}</image_id>", ""),
     ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
+    "deepseekocr2": ImageSpan(template="<image>", runtime_tokens=(), smooth_table=True),
     "janus_pro": ImageSpan(template="<image_placeholder>", runtime_tokens=()),
     # libmtmd ends an image with the line feed.
     "granite4_vision": ImageSpan(template="<image>\n", runtime_tokens=()),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +18,19 @@ from edgevlm.native.projector import (
     EncodedImage,
     ImageChunk,
     Projector,
-    TextChunk,
     TextPart,
 )
+from edgevlm.runtime.any_canvas import AnyCanvas
 from edgevlm.runtime.anyres_canvas import AnyresCanvas
 from edgevlm.runtime.anyres_projector import AnyresProjector
+from edgevlm.runtime.ended_canvas import EndedCanvas, EndedProjector
+from edgevlm.runtime.page_canvas import PageCanvas
+from edgevlm.runtime.page_projector import PageProjector
+from edgevlm.runtime.piecewise import Chunks, laid_out
 from edgevlm.runtime.slice_canvas import SliceCanvas
-from edgevlm.runtime.tile_canvas import Canvas
 from edgevlm.runtime.tiled_projector import ImageEncoder, TiledProjector, joined_inputs
 
 _IMAGE, _SLICE, _ROW_END = ("<image>", "</image>"), ("<slice>", "</slice>"), "\n"
-Chunks = list[TextChunk | ImageChunk]
 
 
 class SlicedProjector:
@@ -48,22 +49,7 @@ class SlicedProjector:
         self, parts: Sequence[TextPart | BitmapPart], *, add_special: bool = False
     ) -> Chunks:
         """Lay out a prompt, as Projector does."""
-        found: Chunks = []
-        texts: list[TextPart] = []
-        for part in parts:
-            if isinstance(part, TextPart):
-                texts.append(part)
-                continue
-            found += self._text(texts, add_special=add_special and not found)
-            found += self._image(part.width, part.height)
-            texts = []
-        found += self._text(texts, add_special=add_special and not found)
-        return _merged(found)
-
-    def _text(self, texts: Sequence[TextPart], *, add_special: bool = False) -> Chunks:
-        if not texts and not add_special:
-            return []
-        return self._projector.tokenize(texts, add_special=add_special)
+        return laid_out(self._projector, parts, self._image, add_special=add_special)
 
     def _image(self, width: int, height: int) -> Chunks:
         """Return the whole image between its tokens, then rows of slices between theirs."""
@@ -94,7 +80,7 @@ class SlicedProjector:
         started = time.perf_counter()
         pieces = self._canvas.cut(pixels)
         cutting_ms = (time.perf_counter() - started) * 1e3
-        encoded = [self._projector.encode(piece, first_only=True) for piece in pieces]
+        encoded = [self._projector.encode(piece, chosen=slice(1)) for piece in pieces]
         return EncodedImage(
             tiles=tuple(rows for image in encoded for rows in image.tiles),
             preprocess_ms=cutting_ms + sum(image.preprocess_ms for image in encoded),
@@ -103,21 +89,7 @@ class SlicedProjector:
         )
 
 
-def _merged(chunks: Chunks) -> Chunks:
-    """Return the chunks with texts that follow each other in one."""
-    found: Chunks = []
-    for chunk in chunks:
-        last = found[-1] if found else None
-        if isinstance(chunk, TextChunk) and isinstance(last, TextChunk):
-            found[-1] = TextChunk(tokens=tuple(chain(last.tokens, chunk.tokens)))
-        else:
-            found.append(chunk)
-    return found
-
-
-def with_canvas(
-    projector: Projector | None, canvas: Canvas | SliceCanvas | AnyresCanvas | None
-) -> ImageEncoder | None:
+def with_canvas(projector: Projector | None, canvas: AnyCanvas | None) -> ImageEncoder | None:
     """Return a projector that gets pieces of images where its images want to be cut."""
     if projector is None or canvas is None:
         return projector
@@ -125,4 +97,9 @@ def with_canvas(
         return SlicedProjector(projector, canvas)
     if isinstance(canvas, AnyresCanvas):
         return AnyresProjector(projector, canvas)
-    return TiledProjector(projector, canvas)
+    if isinstance(canvas, PageCanvas):
+        return PageProjector(projector, canvas)
+    tiled = TiledProjector(projector, canvas)
+    if isinstance(canvas, EndedCanvas) and canvas.last_row:
+        return EndedProjector(tiled, canvas.last_row)
+    return tiled

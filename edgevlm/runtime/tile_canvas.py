@@ -41,10 +41,12 @@ class TileCanvas:
     Attributes:
         side: of a tile, in pixels.
         max_tiles: of an image.
+        min_tiles: of an image that is cut.
     """
 
     side: int
     max_tiles: int
+    min_tiles: int = 1
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return columns and rows of an image: the nearest shape, of equal ones the most tiles.
@@ -92,6 +94,6 @@ class TileCanvas:
             (columns, rows)
             for columns in numbers
             for rows in numbers
-            if columns * rows <= self.max_tiles
+            if self.min_tiles <= columns * rows <= self.max_tiles
         ]
         return sorted(grids, key=lambda grid: grid[0] * grid[1])

@@ -392,6 +392,7 @@ def _projector_of(
         max_tokens=span.max_tokens,
         row_order=check_class_token(path),
         plain_scale=span.plain_scale,
+        smooth_table=span.smooth_table,
     )
 
 

@@ -34,6 +34,8 @@ def pixels_of(tensors: Mapping[str, Any], n_images: int) -> list[tuple[NDArray[n
             return [tuple(encodes)]
         # Of tiles it is not known whose they are.
         return [(image,) for image in encodes] if len(encodes) == n_images else []
+    if "num_local_patches" in tensors:
+        return _behind_tiles(tensors)
     if values.ndim == 4 and len(values) == n_images:
         whole = [image.float().numpy() for image in values]
         # Smaller ones are padded to the size of the largest.
@@ -46,6 +48,19 @@ def pixels_of(tensors: Mapping[str, Any], n_images: int) -> list[tuple[NDArray[n
         # Tiles of one image; they stand behind a dimension of their own, or do not.
         return [tuple((values[0] if values.ndim == 5 else values).float().numpy())]
     return []
+
+
+def _behind_tiles(tensors: Mapping[str, Any]) -> list[tuple[NDArray[np.float32], ...]]:
+    """Return DeepSeek-OCR 2's images: the tiles of each, then the whole."""
+    images: list[tuple[NDArray[np.float32], ...]] = []
+    start = 0
+    for whole, n_tiles in zip(
+        tensors["pixel_values"], tensors["num_local_patches"].tolist(), strict=True
+    ):
+        tiles = tensors["pixel_values_local"][start : start + n_tiles] if n_tiles else ()
+        start += n_tiles
+        images.append(tuple(picture.float().numpy() for picture in (*tiles, whole)))
+    return images
 
 
 def _from_rows(

@@ -35,6 +35,8 @@ from edgevlm.verify.processed_pixels import SHAPE_KEYS, pixels_of
 N_POSITIONS = 16
 # Most likely tokens that are kept of each position; all of a small vocabulary.
 _MAX_TOP = 4096
+# Of images that a token which is not visual ends: sizes (Pixtral), numbers of tiles (DeepSeek-OCR).
+_EDGE_KEYS = {"image_sizes", "num_local_patches"}
 # Classes of checkpoints that also speak -> that of the part which answers in text.
 _THINKERS = {
     "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",
@@ -332,7 +334,7 @@ def _rows_by_image(
         counts = [len(rows) * count // sum(patches) for count in patches]
         # Of tiles it is not known whose they are.
         counts = counts if len(counts) == n_images else []
-    elif "image_sizes" in tensors or _is_tiled(tensors, n_images):
+    elif _EDGE_KEYS & tensors.keys() or _is_tiled(tensors, n_images):
         # A token that is not visual ends every image.
         edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual, [0]])))
         counts = [int(count) for count in edges[1::2] - edges[::2]]

@@ -35,7 +35,7 @@ def logits(
     convert_checkpoint(
         plan, text_path=paths[0], mmproj_path=paths[1], text_encoder=text, mmproj_encoder=mmproj
     )
-    with open_vlm(model=paths[0], mmproj=paths[1], n_ctx=512, device="cpu") as vlm:
+    with open_vlm(model=paths[0], mmproj=paths[1], n_ctx=1024, device="cpu") as vlm:
         return np.stack(
             [
                 vlm.first_logits(question, [drawn_image(name) for name in images])

@@ -20,6 +20,8 @@ from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES
 
 STRICT_BOUND, RELATIVE_BOUND, DEFAULT_BOUND = 1e-5, 1e-4, 1e-3
+# DeepSeek-OCR 2 sees an image as 257 tokens or more.
+N_CTX = 1024
 MUTATIONS = [(recipe, name) for recipe in RECIPES.values() for name in recipe.mutations]
 Golden = Callable[[str], Path]
 each_golden = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
@@ -59,7 +61,7 @@ def test_logits_are_transformers(
 ) -> None:
     strict = outtype == "f32"
     model, mmproj = written(plan_conversion(golden(recipe.name), outtype=outtype), tmp_path)
-    with open_vlm(model=model, mmproj=mmproj, n_ctx=512, device="cpu", strict=strict) as vlm:
+    with open_vlm(model=model, mmproj=mmproj, n_ctx=N_CTX, device="cpu", strict=strict) as vlm:
         for case in cases_of(recipe):
             logits = _logits(vlm, case)
             bound = strict_bound(recipe) if strict else DEFAULT_BOUND
@@ -73,7 +75,7 @@ def test_token_ids_are_those_of_transformers_processor(
     golden: Golden, tmp_path: Path, recipe: Recipe
 ) -> None:
     model, mmproj = written(plan_conversion(golden(recipe.name)), tmp_path)
-    with open_vlm(model=model, mmproj=mmproj, n_ctx=512, device="cpu") as vlm:
+    with open_vlm(model=model, mmproj=mmproj, n_ctx=N_CTX, device="cpu") as vlm:
         for case in cases_of(recipe):
             ours = vlm.token_ids(case.prompt, case_images(case))
             assert ours == case.input_ids.tolist(), case.name
@@ -92,7 +94,7 @@ def test_leaving_out_one_transform_breaks_the_bound_tenfold(
 ) -> None:
     plan = recipe.mutations[mutation](plan_conversion(golden(recipe.name), outtype="f32"))
     model, mmproj = written(plan, tmp_path)
-    with open_vlm(model=model, mmproj=mmproj, n_ctx=512, device="cpu", strict=True) as vlm:
+    with open_vlm(model=model, mmproj=mmproj, n_ctx=N_CTX, device="cpu", strict=True) as vlm:
         worst = 0.0
         for case in cases_of(recipe):
             # A state that grows without end gives logits that are no numbers: seen as well.

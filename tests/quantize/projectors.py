@@ -66,7 +66,7 @@ def growing(type: str, old: int, new: int) -> Growing:
 
 def embeddings(text: Path, mmproj: Path, image: str) -> NDArray[np.float32]:
     """Return [n_tokens, n_embd] float32 of a drawn image, with one thread."""
-    with open_vlm(model=text, mmproj=mmproj, n_ctx=512, n_threads=1, device="cpu") as vlm:
+    with open_vlm(model=text, mmproj=mmproj, n_ctx=1024, n_threads=1, device="cpu") as vlm:
         return np.concatenate(vlm.encode(drawn_image(image)).tiles)
 
 

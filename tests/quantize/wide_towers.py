@@ -57,6 +57,15 @@ def redraw_wide(golden: str, folder: Path) -> Path:
 
 def _widened(vision: Mapping[str, Any]) -> dict[str, Any]:
     """Return a vision_config of the same kind with four heads of 64 channels."""
+    if "encoder_config" in vision:
+        # DeepSeek-OCR 2: a tower before the encoder, which ends in its width.
+        encoder, sam = vision["encoder_config"], vision["sam_config"]
+        channels = [*sam["downsample_channels"][:1], WIDTH]
+        return {
+            **vision,
+            "encoder_config": _widened(encoder),
+            "sam_config": {**sam, "downsample_channels": channels},
+        }
     width = "embed_dim" if "embed_dim" in vision else "hidden_size"
     heads = next(key for key in ("num_heads", "num_attention_heads") if key in vision)
     sizes = {

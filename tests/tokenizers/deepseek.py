@@ -1,7 +1,8 @@
-"""Byte-level BPE as DeepSeek LLM has it, with what Janus-Pro and DeepSeek-VL add for images.
+"""Byte-level BPE as DeepSeek LLM has it, with what its vision models add for images.
 
 write_tokenizer_janus(folder)         # tokens around an image too; "<|User|>: ... <|Assistant|>:"
 write_tokenizer_deepseek_vl(folder)   # the placeholder alone; "User: ... Assistant:"
+write_tokenizer_deepseek_ocr(folder)  # `<image>` alone; texts one after the other
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ _TEMPLATE = (
 )
 
 
+_PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "{{ '<image>\n' }}{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
+
+
 def write_tokenizer_janus(folder: Path, *, n_tokens: int = 300) -> None:
     """Write Janus-Pro's files."""
     user, assistant = _ROLES
@@ -62,6 +71,12 @@ def write_tokenizer_deepseek_vl(folder: Path, *, n_tokens: int = 300) -> None:
         template=_TEMPLATE % ("User", "Assistant", "Assistant"),
         names={"image_token": PLACEHOLDER},
     )
+
+
+def write_tokenizer_deepseek_ocr(folder: Path, *, n_tokens: int = 300) -> None:
+    """Write the files of DeepSeek-OCR's tokenizer."""
+    names = {"image_token": "<image>"}
+    _write(folder, (EOS, names["image_token"]), n_tokens, template=_PLAIN_TEMPLATE, names=names)
 
 
 def _write(

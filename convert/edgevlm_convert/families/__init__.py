@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
 from edgevlm_convert.families.cosmos3_omni import FAMILY as COSMOS3_OMNI
+from edgevlm_convert.families.deepseek_ocr2 import FAMILY as DEEPSEEK_OCR2
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
 from edgevlm_convert.families.gemma4 import FAMILY as GEMMA4
@@ -62,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     QIANFAN_OCR,
     JANUS,
     DEEPSEEK_VL,
+    DEEPSEEK_OCR2,
     GLM4V,
     GLM_OCR,
     PADDLEOCR_VL,
