@@ -37,6 +37,8 @@ def test_top_level_names(wheel: Path) -> None:
     assert "edgevlm/assets/shapes/checkpoint/model.safetensors" in names
     assert "edgevlm/assets/shapes/prompts.jsonl" in names
     assert "edgevlm/py.typed" in names
+    templates = {"report.html.j2", "report.css"}
+    assert {f"edgevlm/drift/templates/{name}" for name in templates} <= set(names)
 
 
 def test_runs_from_a_fresh_venv(wheel: Path, tmp_path: Path) -> None:
