@@ -18,6 +18,7 @@
     ├── ImageError                     an image that cannot be read, or beyond the limits
     ├── ReferenceFileError             a reference file that is missing, broken or of another format
     ├── DriftError                     two sides that cannot be compared
+    ├── ReportError                    a drift report that is missing, broken or of another version
     ├── MissingExtraError              torch and transformers are needed and not installed
     ├── OutputExistsError              the output is there already
     └── OutputError                    the output folder cannot be written, or the disk is too small
@@ -112,6 +113,10 @@ class ReferenceFileError(EdgeVLMError):
 
 class DriftError(EdgeVLMError):
     """Two sides that cannot be compared: no numbers, or of different models."""
+
+
+class ReportError(EdgeVLMError):
+    """A drift report that is missing, broken or of another version."""
 
 
 class MissingExtraError(EdgeVLMError):
