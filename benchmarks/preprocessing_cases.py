@@ -245,6 +245,23 @@ CASES = (
         processor="siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
     ),
     Case(
+        name="video_llava",
+        family="video_llava",
+        published="Video-LLaVA-7B",
+        recipe="video_llava",
+        vision={"image_size": 224, "patch_size": 14},
+        preprocessor={
+            **CLIP,
+            "crop_size": {"height": 224, "width": 224},
+            "do_center_crop": True,
+            "image_processor_type": "VideoLlavaImageProcessor",
+            "resample": 3,
+            "size": {"shortest_edge": 224},
+        },
+        processor="video_llava.image_processing_video_llava.VideoLlavaImageProcessor",
+        options={"return_legacy_image_output": False},
+    ),
+    Case(
         name="llava_next",
         family="llava_next",
         published="LLaVA-1.6-Mistral-7B",

@@ -32,6 +32,10 @@ _VISION = (
     "vision_tower.",
     "model.vision_model.",
     "vision_model.",
+    "model.image_tower.vision_model.",
+    "image_tower.vision_model.",
+    "model.image_tower.",
+    "image_tower.",
     "thinker.model.visual.",
     "thinker.visual.",
 )

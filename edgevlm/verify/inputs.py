@@ -30,6 +30,7 @@ from edgevlm.verify.input_parts import (
 from edgevlm.verify.lfm2_images import Lfm2Images
 from edgevlm.verify.lighton_inputs import lighton_inputs
 from edgevlm.verify.patch_inputs import rows_of
+from edgevlm.verify.video_llava_inputs import video_llava_inputs
 
 _QWEN_PAD = "<|image_pad|>"
 _QWEN = (
@@ -62,6 +63,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "llava": _llava,
         "llava_next": _anyres,
         "llava_onevision": _onevision,
+        "video_llava": video_llava_inputs,
         "lfm2_vl": _lfm2,
         "minicpmv4_6": _minicpm,
         "glm4v": _glm,

@@ -144,6 +144,21 @@ def write_tokenizer_llava_qwen(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(_QWEN_TEMPLATE, encoding="utf-8")
 
 
+def read_as_it_is(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return what writes a tokenizer that transformers reads as it is.
+
+    For LLaVA and LLaVA-NeXT it does so whatever the files say; for the classes that also read
+    videos it would build a tokenizer anew that puts no space behind an image.
+    """
+
+    def write_both(folder: Path) -> None:
+        write(folder)
+        path = folder / "tokenizer_config.json"
+        write_json(path, {**read_golden_json(path), "tokenizer_class": "TokenizersBackend"})
+
+    return write_both
+
+
 def as_published(class_name: str) -> Callable[[Path], None]:
     """Return what gives a checkpoint its old names, and its text model its own class."""
 

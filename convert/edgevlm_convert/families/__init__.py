@@ -34,6 +34,7 @@ from edgevlm_convert.families.qwen3_5_moe import FAMILY as QWEN3_5_MOE
 from edgevlm_convert.families.qwen3_omni_moe import FAMILY as QWEN3_OMNI_MOE
 from edgevlm_convert.families.qwen3_vl import FAMILY as QWEN3_VL
 from edgevlm_convert.families.qwen3_vl_moe import FAMILY as QWEN3_VL_MOE
+from edgevlm_convert.families.video_llava import FAMILY as VIDEO_LLAVA
 from edgevlm_convert.family import Family, TextArchitecture
 from edgevlm_convert.json_file import quoted
 
@@ -54,6 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAVA,
     LLAVA_NEXT,
     LLAVA_ONEVISION,
+    VIDEO_LLAVA,
     PIXTRAL,
     MISTRAL3,
     INTERNVL,

@@ -34,6 +34,7 @@ from tests.goldens.recipes import (
     qwen3_omni_moe,
     qwen3_vl_moe,
     smolvlm,
+    video_llava,
 )
 from tests.goldens.recipes.qwen3_vl import RECIPE as QWEN3_VL
 
@@ -65,6 +66,7 @@ RECIPES: dict[str, Recipe] = {
         *llava.RECIPES,
         *llava_next.RECIPES,
         llava_onevision.RECIPE,
+        video_llava.RECIPE,
         pixtral.RECIPE,
         mistral3.RECIPE,
         internvl.RECIPE,

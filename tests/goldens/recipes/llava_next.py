@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgevlm_convert.metadata import array, f32
 
 from tests.convert.mutations import Mutation, mmproj, nothing, swap, text, unpaired, values
-from tests.goldens.files import read_golden_json
 from tests.goldens.llava_checkpoints import (
     IMAGE_TOKEN,
     clip_config,
     preprocessor,
+    read_as_it_is,
     siglip_config,
 )
 from tests.goldens.recipe import Config, Recipe
-from tests.synthetic import write_json
 from tests.tokenizers.llama_spm import write_tokenizer_llava, write_tokenizer_llava_mistral
 
 _REFUSED = "llama.cpp's converter does not know transformers' class"
@@ -143,18 +141,6 @@ CLIP_MISTRAL = _recipe(
 )
 
 
-def _write_tokenizer_as_it_is(folder: Path) -> None:
-    """Write files that transformers reads as they are.
-
-    For LLaVA-NeXT it does so whatever they say; of this class's it would build a tokenizer anew
-    that puts no space behind an image.
-    """
-    write_tokenizer_llava_mistral(folder)
-    path = folder / "tokenizer_config.json"
-    settings = {**read_golden_json(path), "tokenizer_class": "TokenizersBackend"}
-    write_json(path, settings)
-
-
 VIDEO = replace(
     CLIP_MISTRAL,
     name="llava_next_video",
@@ -164,7 +150,7 @@ VIDEO = replace(
         "model_type": "llava_next_video",
         "video_token_index": IMAGE_TOKEN + 1,
     },
-    write_tokenizer=_write_tokenizer_as_it_is,
+    write_tokenizer=read_as_it_is(write_tokenizer_llava_mistral),
     prompts=CLIP_MISTRAL.prompts[:3],
     # Of one size of images a grid that is turned is the same.
     mutations={
