@@ -19,7 +19,9 @@ _HELP = (
 def _build() -> typer.Typer:
     from edgevlm.cli.cache import cache_app
     from edgevlm.cli.calibrate import calibrate
+    from edgevlm.cli.card import card
     from edgevlm.cli.chat import chat
+    from edgevlm.cli.compare import compare
     from edgevlm.cli.convert import convert
     from edgevlm.cli.demo import demo
     from edgevlm.cli.doctor import doctor
@@ -41,7 +43,19 @@ def _build() -> typer.Typer:
     )
     app.callback()(_common)
     makes = (convert, quantize, calibrate, tune)
-    for verb in (*makes, verify, reference, chat, inspect, families, profiles, demo, doctor):
+    for verb in (
+        *makes,
+        compare,
+        verify,
+        reference,
+        card,
+        chat,
+        inspect,
+        families,
+        profiles,
+        demo,
+        doctor,
+    ):
         app.command()(verb)
     app.add_typer(cache_app)
     return app

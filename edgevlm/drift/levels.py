@@ -37,14 +37,26 @@ class Side:
     budget: Budget = field(default_factory=Budget)
 
     @property
+    def text_name(self) -> str:
+        """Name of the text model's file."""
+        return self.text.name if self.text is not None else self._planned_name("text") or "none"
+
+    @property
+    def mmproj_level(self) -> str | None:
+        """Level of the projector."""
+        if self.mmproj is not None:
+            return role_and_level(self.mmproj)[1]
+        files = self.plan.files if self.plan is not None else ()
+        return next((file.level for file in files if file.role == "mmproj"), None)
+
+    @property
     def mmproj_name(self) -> str | None:
         """Name of the projector's file, where there is or will be one."""
-        if self.mmproj is not None:
-            return self.mmproj.name
-        planned = (
-            [file.name for file in self.plan.files if file.role == "mmproj"] if self.plan else []
-        )
-        return next(iter(planned), None)
+        return self.mmproj.name if self.mmproj is not None else self._planned_name("mmproj")
+
+    def _planned_name(self, role: str) -> str | None:
+        files = self.plan.files if self.plan is not None else ()
+        return next((file.name for file in files if file.role == role), None)
 
 
 def baseline_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevlm.drift.prompts import STOCK_PROMPTS, Prompt, read_prompts
@@ -119,7 +119,10 @@ def gather(
             f"none of the {len(asked)} prompts has images that can be read", hint=looked.skipped[0]
         )
     if reference is not None:
-        questions += _of_reference(reference, images, looked)
+        cases = _of_reference(reference, images, looked)
+        if not asked:
+            questions = [replace(case, case=None) for case in cases]
+        questions += cases
     if not questions:
         raise PromptError(f"{source} holds no prompt", hint="there is nothing to compare with")
     return QuestionSet(questions=tuple(questions), source=source, skipped=tuple(looked.skipped))
