@@ -120,6 +120,14 @@ def compare(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table for a model card.")
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Find out which blocks and roles of the text model drift most, one by one: takes "
+            "a model file and 16 prompts for each.",
+        ),
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Write levels that are made into the model directory.")
     ] = False,
@@ -180,6 +188,7 @@ def compare(
             device=device,
             gpu_layers=gpu_layers,
             keep=keep,
+            layers=layers,
             seed=seed,
             limits=Limits(max_kld=max_kld, min_same_top=min_same_top, max_different=max_different),
         ),

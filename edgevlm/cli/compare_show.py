@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from edgevlm.drift.report import ChangedAnswer, DriftReport, LevelReport
 
 _N_CHANGED = 3
+_N_PARTS = 4
 _ANSWER_LETTERS = 300
 _HEADERS = (
     *("level", "size", "bits", "mean KLD", "same top", "exact/similar/different"),
@@ -90,6 +91,21 @@ def _show_verdict(level: LevelReport) -> None:
             markup=False,
             soft_wrap=True,
         )
+    _show_layers(level)
+
+
+def _show_layers(level: LevelReport) -> None:
+    """Print the parts of the text model that cost most."""
+    from edgevlm.cli import console
+
+    for whole, name in ((True, "blocks"), (False, "roles")):
+        parts = [part for part in level.layers or () if (part.block is not None) == whole]
+        worst = sorted(parts, key=lambda part: -part.mean_kld)[:_N_PARTS]
+        if worst:
+            named = ", ".join(
+                f"{part.block if whole else part.role} {part.mean_kld:.2g}" for part in worst
+            )
+            console.out().print(f"  costliest {name}: {named}", markup=False, soft_wrap=True)
 
 
 def _blame(level: LevelReport) -> str:

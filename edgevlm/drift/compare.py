@@ -65,6 +65,9 @@ class Comparison:
         setup: how.
         workspace: where records are kept.
         progress: told each question of a pass.
+
+    Attributes:
+        base_keys: what tells the baseline's text model and projector from others.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class Comparison:
         self._progress = progress
         # What another run found is found again: the context decides the last bits.
         self._n_ctx = setup.n_ctx or workspace.facts(_CONTEXT).get("n_ctx")
-        self._base_keys = self.keys(baseline)
+        self.base_keys = self.keys(baseline)
 
     @property
     def n_ctx(self) -> int:
@@ -104,7 +107,7 @@ class Comparison:
     def keys(self, side: Side) -> tuple[str, str]:
         """Return what tells a side's text model and projector from others."""
         if side.plan is not None:
-            source = "checkpoint" if side is self.baseline else self._base_keys[0]
+            source = "checkpoint" if side is self.baseline else self.base_keys[0]
             text = planned_identity(side, "text", source)
         else:
             text = identity(side.text, self._model) if side.text is not None else "none"
@@ -118,7 +121,7 @@ class Comparison:
         Raises:
             LookupError: it is not there.
         """
-        return self._needed(self._pair(*self._base_keys), index)
+        return self._needed(self._pair(*self.base_keys), index)
 
     def record(self, pair: tuple[str, str], index: int) -> Record:
         """Return the record of a question at a text model with a projector.
@@ -130,7 +133,7 @@ class Comparison:
 
     def run_baseline(self) -> None:
         """Answer every question at the baseline."""
-        pair = self._pair(*self._base_keys)
+        pair = self._pair(*self.base_keys)
         missing = [
             index
             for index in range(len(self.questions))
@@ -141,7 +144,7 @@ class Comparison:
             return
 
         def ask(vlm: VLM, index: int) -> None:
-            known = self.workspace.images(self._base_keys[1])
+            known = self.workspace.images(self.base_keys[1])
             record, rows = run_baseline(vlm, self.questions[index], known, self._setup.leading)
             self.workspace.rows_path(index).parent.mkdir(parents=True, exist_ok=True)
             save_rows(self.workspace.rows_path(index), rows)
@@ -153,7 +156,7 @@ class Comparison:
     def run_level(self, side: Side, *, label: str) -> None:
         """Lead a level with its own projector along everything, and tell its errors apart."""
         text, mmproj = self.keys(side)
-        base_text, base_mmproj = self._base_keys
+        base_text, base_mmproj = self.base_keys
         every, seen = list(range(len(self.questions))), self.image_indices
         parts = [(text, mmproj, every, True)]
         if seen and mmproj != base_mmproj and text != base_text:

@@ -39,7 +39,7 @@ def layer_map(level: LevelReport) -> Chart | None:
             left, width = (0, n_blocks) if layer.block is None else (layer.block, 1)
             cells.append(rectangle((left + 0.04, row + 0.06), width - 0.08, 0.88))
             if layer.block is None:
-                words = f"{kld(layer.mean_kld)}, outside of blocks"
+                words = f"{kld(layer.mean_kld)}, wherever it stands"
                 axes.text(0.4, row + 0.5, words, va="center", fontsize=SMALL)
         collection = part_of("matplotlib.collections").PatchCollection
         colours = [(ACCENT, shade(layer)) for layer in layers]
@@ -76,7 +76,9 @@ def layer_map(level: LevelReport) -> Chart | None:
 
 
 def part_name(layer: LayerDrift) -> str:
-    """Return a part's name in words: `ffn_down of block 3`, `output`."""
+    """Return a part's name in words: `ffn_down of block 3`, `block 3`, `output`."""
+    if layer.role == "all" and layer.block is not None:
+        return f"block {layer.block}"
     return layer.role if layer.block is None else f"{layer.role} of block {layer.block}"
 
 

@@ -116,8 +116,8 @@ class Attribution(_Record):
 class LayerDrift(_Record):
     """Mean KLD over some prompts when one part of the text model alone is quantized.
 
-    `block` is the number of a block, null for what stands outside of blocks; `role` as profiles
-    name roles.
+    A part is a block as a whole (`role` "all"), or a role as profiles name them wherever it stands
+    (`block` null), or one role of one block.
     """
 
     block: int | None

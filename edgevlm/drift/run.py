@@ -13,6 +13,7 @@ from edgevlm import __version__
 from edgevlm.drift.assemble import DRAWS, Assembly, similarity_settings
 from edgevlm.drift.compare import Comparison, Setup
 from edgevlm.drift.gallery import most_changed
+from edgevlm.drift.layers import layer_drift
 from edgevlm.drift.levels import Side, baseline_of, identity, levels_of, planned_identity
 from edgevlm.drift.passes import Leading
 from edgevlm.drift.questions import Question, QuestionSet
@@ -46,6 +47,7 @@ class CompareOptions:
         device: as `open_vlm` takes it.
         gpu_layers: as `open_vlm` takes it.
         keep: levels that are made go into the model directory.
+        layers: measure every block and every role of the text model alone.
         seed: of the bootstrap.
         limits: of what is acceptable.
     """
@@ -59,6 +61,7 @@ class CompareOptions:
     device: str = "auto"
     gpu_layers: int | None = None
     keep: bool = False
+    layers: bool = False
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
 
@@ -113,7 +116,12 @@ def compare(
         for number, side in enumerate(sides, start=1):
             comparison.run_level(side, label=f"{side.level} ({number} of {len(sides)})")
         assembly = Assembly(comparison=comparison, seed=options.seed, limits=options.limits)
-        levels = [assembly.level(side) for side in (baseline, *sides)]
+        levels = [assembly.level(baseline)]
+        for side in sides:
+            layers = None
+            if options.layers:
+                layers = layer_drift(comparison, side, n_threads=setup.n_threads)
+            levels.append(assembly.level(side, layers=layers))
         changed = most_changed(comparison, sides)
     return DriftReport(
         model=model.manifest.name if model.manifest else model.folder.resolve().name,

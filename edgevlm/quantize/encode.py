@@ -21,7 +21,7 @@ from edgevlm.quantize.profile import MMPROJ_LEVELS, QuantProfile, Rule
 from edgevlm.quantize.projector_plan import is_plain, plan_projector
 
 # Version of the block formats (ggml.h, GGML_QNT_VERSION), written into every quantized file.
-_QUANTIZATION_VERSION = 2
+QUANTIZATION_VERSION = 2
 _FILE_TYPE_IDS = {name: id_ for id_, name in FILE_TYPES.items()}
 # Types that no file type is called after: the one whose matrices they are.
 _FILE_TYPE_OF = {"Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}
@@ -69,7 +69,7 @@ class LevelEncoder:
             file_type = self.profile.file_type
         grown = padded_metadata(tensors, metadata) if self.is_projector else {}
         return types, {
-            "general.quantization_version": u32(_QUANTIZATION_VERSION),
+            "general.quantization_version": u32(QUANTIZATION_VERSION),
             "general.file_type": u32(_FILE_TYPE_IDS[file_type]),
             **grown,
         }
