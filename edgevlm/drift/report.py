@@ -65,8 +65,8 @@ class VisionDrift(_Record):
 class AnswerDrift(_Record):
     """How the greedy answers changed.
 
-    `exact` + `similar` + `different` = `n`. Similar: the normalised edit similarity and the token
-    F1 are both at least as in `Settings`. `first_differing_token` is the median over the answers
+    `exact` + `similar` + `different` = `n`. Similar: of up to nine words, the same words; of more,
+    the normalised edit similarity and the token F1 are both at least as in `Settings`. `first_differing_token` is the median over the answers
     that are not the same, `length_ratio` the mean of the lengths in tokens over the baseline's.
     """
 
