@@ -66,8 +66,9 @@ class AnswerDrift(_Record):
     """How the greedy answers changed.
 
     `exact` + `similar` + `different` = `n`. Similar: of up to nine words, the same words; of more,
-    the normalised edit similarity and the token F1 are both at least as in `Settings`. `first_differing_token` is the median over the answers
-    that are not the same, `length_ratio` the mean of the lengths in tokens over the baseline's.
+    the normalised edit similarity and the token F1 are both at least as in `Settings`.
+    `first_differing_token` is the median over the answers that are not the same, `length_ratio` the
+    mean of the lengths in tokens over the baseline's.
     """
 
     n: int
