@@ -19,6 +19,21 @@ WIDTH, HEIGHT = 380.0, 280.0
 FONT = 12.0
 SMALL = 11.0
 _LINE = 15.0
+# Of a label: the width of a letter over the font's size, and how far it may stand out.
+_LETTER = 0.62
+_BEYOND = 24.0
+_NEAR = 9.0
+# Where a label goes: right of its point, left, above, below; then farther and farther.
+_AROUND = ((8.0, 0.0), (-8.0, 0.0), (0.0, 13.0), (0.0, -13.0))
+_UP = tuple((8.0, _LINE * n_lines) for n_lines in range(9))
+_AFAR = tuple((8.0, _LINE * (n_lines + 0.5) * way) for n_lines in range(1, 7) for way in (-1, 1))
+_LEADER: dict[str, object] = {
+    "arrowstyle": "-",
+    "color": MUTED,
+    "linewidth": 0.8,
+    "shrinkA": 1,
+    "shrinkB": 4,
+}
 _LONGEST_NAME = 16
 _STYLE: dict[str, object] = {
     "svg.fonttype": "none",
@@ -162,35 +177,85 @@ def dot(axes: Any, x: float, y: float, *, colour: str, marker: str = "o") -> Non
 
 
 def put_labels(axes: Any, labels: Sequence[Label], *, always_right: bool = False) -> None:
-    """Write each label to the right of its point (left where there is no room), none on another.
+    """Write each label beside its point, on no other label and, where possible, on no point.
 
-    Limits and scales of the axes must be final.
+    Limits and scales of the axes must be final. `always_right` keeps to the right of the points,
+    and moves labels up.
     """
-    figure, beside = axes.figure, 8.0
+    figure = axes.figure
     figure.draw_without_rendering()
     scale = figure.dpi / 72
-    right_end = axes.get_window_extent().x1 / scale
-    placed: list[tuple[float, float, float]] = []
-    for label in sorted(labels, key=lambda label: (label.y, label.x)):
-        x, y = (float(value) / scale for value in axes.transData.transform((label.x, label.y)))
-        width = 0.62 * FONT * len(label.text)
-        to_left = not always_right and x + beside + width > right_end + 24
-        start = x - beside - width if to_left else x + beside
-        up = y
-        for left, right, taken in sorted(placed, key=lambda one: one[2]):
-            if start < right and left < start + width and abs(up - taken) < _LINE:
-                up = taken + _LINE
-        placed.append((start, start + width, up))
+    ends = axes.get_window_extent()
+    room = (ends.x0 / scale, ends.x1 / scale + _BEYOND)
+    at = axes.transData.transform([(label.x, label.y) for label in labels]) / scale
+    points = [_Box.around(x, y) for x, y in at.tolist()]
+    placed: list[_Box] = []
+    for label, (x, y) in sorted(
+        zip(labels, at.tolist(), strict=True), key=lambda one: (one[1][1], one[1][0])
+    ):
+        width = _LETTER * FONT * len(label.text)
+        steps = _UP if always_right else (*_AROUND, *_AFAR)
+        boxes = [(step, _Box.beside(x, y, step, width)) for step in steps]
+        free = [
+            (step, box)
+            for step, box in boxes
+            if not any(map(box.meets, placed))
+            and (
+                always_right
+                or (
+                    box.within(*room)
+                    and not any(box.meets(other) for other in points if not other.holds(x, y))
+                )
+            )
+        ]
+        step, box = free[0] if free else boxes[-1]
+        placed.append(box)
         axes.annotate(
             label.text,
             (label.x, label.y),
-            xytext=(-beside if to_left else beside, up - y),
+            xytext=step,
             textcoords="offset points",
-            ha="right" if to_left else "left",
+            ha="left" if step[0] > 0 else "right" if step[0] < 0 else "center",
             va="center",
             color=label.colour,
             annotation_clip=False,
+            # From afar a label needs a line to its point.
+            arrowprops=_LEADER if abs(step[1]) > _LINE and not always_right else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Box:
+    """A rectangle on the figure, in points."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, x: float, y: float) -> _Box:
+        """Return where a label would be taken for this point's."""
+        return cls(left=x - _NEAR, right=x + _NEAR, low=y - _NEAR, high=y + _NEAR)
+
+    def holds(self, x: float, y: float) -> bool:
+        """Whether a point lies in it."""
+        return self.left <= x <= self.right and self.low <= y <= self.high
+
+    @classmethod
+    def beside(cls, x: float, y: float, step: tuple[float, float], width: float) -> _Box:
+        start = x + step[0] - (0 if step[0] > 0 else width if step[0] < 0 else width / 2)
+        middle = y + step[1]
+        return cls(left=start, right=start + width, low=middle - _LINE / 2, high=middle + _LINE / 2)
+
+    def meets(self, other: _Box) -> bool:
+        """Whether the two have a place in common."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.low < other.high and other.low < self.high
+
+    def within(self, left: float, right: float) -> bool:
+        """Whether it lies between two verticals."""
+        return left <= self.left and self.right <= right
 
 
 def grid(axes: Any, axis: str) -> None:

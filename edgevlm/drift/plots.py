@@ -30,6 +30,8 @@ _LEAST_KLD = 1e-6
 _BAR = 13.0
 # So many lines need room, and stand beside as many bars.
 _MANY = 4
+# On the axis of shares, in per cent: where bars are cut, and where their numbers stand.
+_END, _NUMBERS = 122.0, 130.0
 _TICK_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 
@@ -193,7 +195,7 @@ def attribution(report: DriftReport) -> Chart | None:
     return Chart(
         title="Text model or projector?",
         caption="Drift on image prompts when one part alone is quantized, as a share of the drift"
-        " of both; the numbers are mean KLD in nats.",
+        " of both; the numbers are mean KLD in nats. An arrow: the interval goes on.",
         svg=draw(
             lambda axes: _paint_bars(axes, found),
             name="attribution",
@@ -230,15 +232,17 @@ def _paint_bars(
         ticks.append(y + (len(bars) - 1) / 2)
         for name, bar in bars:
             colour, shade = shades[name]
-            axes.barh(y, bar.value * scale, height=0.78, color=colour, alpha=shade, linewidth=0)
-            whisker(axes, (bar.low * scale, bar.high * scale), (y, y), colour=INK)
-            end = max(bar.value, bar.high) * scale
-            axes.text(end + 3, y, f"{name} {kld(bar.value)}", va="center", fontsize=SMALL)
+            length, high = bar.value * scale, bar.high * scale
+            axes.barh(y, min(length, _END), height=0.78, color=colour, alpha=shade, linewidth=0)
+            whisker(axes, (bar.low * scale, min(high, _END)), (y, y), colour=INK)
+            if max(length, high) > _END:
+                dot(axes, _END, y, colour=MUTED, marker=">")
+            axes.text(_NUMBERS, y, f"{name} {kld(bar.value)}", va="center", fontsize=SMALL)
             y += 1
         y += 1.1
     axes.set_yticks(ticks, [short(level.level) for level, _ in found])
     axes.set_ylim(y - 1.1, -0.8)
-    axes.set_xlim(0, 190)
+    axes.set_xlim(0, 205)
     axes.set_xticks([0, 50, 100], ["0", "50", "100 %"])
     axes.set_xlabel("share of the drift of both", loc="left")
     grid(axes, "x")

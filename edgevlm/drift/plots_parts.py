@@ -13,6 +13,8 @@ from edgevlm.drift.wording import kld
 
 _CELL_WIDTH, _CELL_HEIGHT = 17.0, 22.0
 _FAINTEST = 0.05
+# The role of a block as a whole.
+_WHOLE = "all"
 
 
 def layer_map(level: LevelReport) -> Chart | None:
@@ -22,6 +24,8 @@ def layer_map(level: LevelReport) -> Chart | None:
     if not positive:
         return None
     low, high = min(positive), max(positive)
+    # Blocks first; a role wherever it stands is a band below them.
+    layers = sorted(layers, key=lambda layer: layer.block is None)
     roles = list(dict.fromkeys(layer.role for layer in layers))
     n_blocks = 1 + max((layer.block for layer in layers if layer.block is not None), default=0)
 
@@ -39,15 +43,15 @@ def layer_map(level: LevelReport) -> Chart | None:
             left, width = (0, n_blocks) if layer.block is None else (layer.block, 1)
             cells.append(rectangle((left + 0.04, row + 0.06), width - 0.08, 0.88))
             if layer.block is None:
-                words = f"{kld(layer.mean_kld)}, wherever it stands"
-                axes.text(0.4, row + 0.5, words, va="center", fontsize=SMALL)
+                words = kld(layer.mean_kld)
+                axes.text(n_blocks / 80, row + 0.5, words, va="center", fontsize=SMALL)
         collection = part_of("matplotlib.collections").PatchCollection
         colours = [(ACCENT, shade(layer)) for layer in layers]
         axes.add_collection(collection(cells, facecolors=colours, linewidths=0))
         axes.add_collection(collection(cells, facecolors="none", edgecolors=GRID, linewidths=0.6))
         axes.set_xlim(0, n_blocks)
         axes.set_ylim(len(roles), 0)
-        axes.set_yticks([at + 0.5 for at in range(len(roles))], [short(role) for role in roles])
+        axes.set_yticks([at + 0.5 for at in range(len(roles))], [_row_name(role) for role in roles])
         step = 1 if n_blocks <= 12 else 4 if n_blocks <= 40 else 8
         blocks = range(0, n_blocks, step)
         axes.set_xticks([block + 0.5 for block in blocks], [str(block) for block in blocks])
@@ -64,6 +68,7 @@ def layer_map(level: LevelReport) -> Chart | None:
         title=f"{level.level}, part by part",
         caption=f"Mean KLD when that part alone is quantized, from {kld(low)} (faintest) to"
         f" {kld(high)} nats (strongest), on a logarithmic scale."
+        + (" A band: that role wherever it stands." if len(in_blocks) < len(layers) else "")
         + (" An empty place was not measured." if missing else ""),
         svg=draw(
             paint,
@@ -75,9 +80,13 @@ def layer_map(level: LevelReport) -> Chart | None:
     )
 
 
+def _row_name(role: str) -> str:
+    return "whole block" if role == _WHOLE else short(role)
+
+
 def part_name(layer: LayerDrift) -> str:
     """Return a part's name in words: `ffn_down of block 3`, `block 3`, `output`."""
-    if layer.role == "all" and layer.block is not None:
+    if layer.role == _WHOLE and layer.block is not None:
         return f"block {layer.block}"
     return layer.role if layer.block is None else f"{layer.role} of block {layer.block}"
 

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgevlm.drift.report import DriftReport, Estimate, LevelReport, TaskDrift, TokenDrift
+from edgevlm.drift.report import (
+    DriftReport,
+    Estimate,
+    LevelReport,
+    TaskDrift,
+    TokenDrift,
+    VisionDrift,
+)
 from edgevlm.drift.wording import (
     DASH,
     clean,
@@ -28,6 +35,7 @@ _NO_TEXT = "no text prompts"
 _NO_ANSWERS = "no answers given"
 _NO_PROJECTOR = "no projector"
 _NOT_MEASURED = "not measured"
+_BASELINE = "the baseline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,19 +215,26 @@ def _token_rows(
 
 
 def _vision_rows(levels: Sequence[LevelReport]) -> Iterator[NumberRow]:
-    found = [level.vision for level in levels]
-    if not any(found):
+    if not any(level.vision for level in levels):
         return
-    none = Cell(text=DASH, note=_NO_PROJECTOR)
-    yield _row("mean cosine", [Cell(text=f"{v.mean_cosine:.4f}") if v else none for v in found])
-    yield _row(
+
+    def row(name: str, cell: Callable[[VisionDrift], Cell]) -> NumberRow:
+        return _row(
+            name,
+            [
+                cell(level.vision)
+                if level.vision
+                else Cell(text=DASH, note=_BASELINE if level.is_baseline else _NO_PROJECTOR)
+                for level in levels
+            ],
+        )
+
+    yield row("mean cosine", lambda vision: Cell(text=f"{vision.mean_cosine:.4f}"))
+    yield row(
         "worst visual token's cosine",
-        [Cell(text=f"{v.min_cosine:.4f}", note=clean(v.worst_image)) if v else none for v in found],
+        lambda vision: Cell(text=f"{vision.min_cosine:.4f}", note=clean(vision.worst_image)),
     )
-    yield _row(
-        "mean relative error",
-        [Cell(text=percent(v.mean_relative_error)) if v else none for v in found],
-    )
+    yield row("mean relative error", lambda vision: Cell(text=percent(vision.mean_relative_error)))
 
 
 def _answer_rows(levels: Sequence[LevelReport]) -> Iterator[NumberRow]:
@@ -264,7 +279,7 @@ def _task_rows(levels: Sequence[LevelReport]) -> Iterator[NumberRow]:
     yield _row(
         "lost, gained",
         [
-            Cell(text=DASH, note="the baseline")
+            Cell(text=DASH, note=_BASELINE)
             if level.is_baseline
             else Cell(text=f"{tasks.lost}, {tasks.gained}", note=f"p = {tasks.p_value:.2g}")
             if tasks

@@ -192,7 +192,7 @@ def _level(
         )
         if not base
         else None,
-        layers=_layers(mean) if layers else None,
+        layers=None if not layers else _block_layers(mean) if index == 4 else _layers(mean),
         reference=None if not reference else _reference(mean),
         cost=Cost(
             text_n_bytes=round(1.72e9 * bits / 8),
@@ -257,6 +257,19 @@ def _layers(mean: float) -> list[LayerDrift]:
         LayerDrift(block=None, role="output", mean_kld=mean * 0.15),
         *blocks,
     ]
+
+
+def _block_layers(mean: float) -> list[LayerDrift]:
+    """Return blocks as a whole, then roles wherever they stand."""
+    blocks = [
+        LayerDrift(block=block, role="all", mean_kld=mean * (0.02 + 0.2 * math.exp(-block / 2)))
+        for block in range(28)
+    ]
+    roles = [
+        LayerDrift(block=None, role=role, mean_kld=mean * 0.02 * (2 + at))
+        for at, role in enumerate(("token_embd", *_ROLES, "output"))
+    ]
+    return [*blocks, *roles]
 
 
 def _reference(mean: float) -> ReferenceDrift:
