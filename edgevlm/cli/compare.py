@@ -75,6 +75,24 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-baseline",
+            metavar="FILE",
+            help="Keep what the baseline says, to hold another version of the runtime against it.",
+            show_default=False,
+        ),
+    ] = None,
+    against_baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--against-baseline",
+            metavar="FILE",
+            help="Compare with a saved baseline: this runtime's own 16 bits first.",
+            show_default=False,
+        ),
+    ] = None,
     max_kld: Annotated[
         float | None,
         typer.Option(
@@ -168,6 +186,12 @@ def compare(
 
     if json and markdown:
         raise typer.BadParameter("--json and --markdown both print to stdout: choose one")
+    if against_baseline is not None and (reference is not None or save_baseline is not None):
+        raise typer.BadParameter(
+            "--against-baseline takes neither --reference nor --save-baseline: it has answers alone"
+        )
+    if save_baseline is not None:
+        _check_new(save_baseline, force=force)
     progress = console.progress_for(json=json, quiet=quiet)
     note = partial(console.note, quiet=quiet or json)
     write_page = _page_writer(html, force=force) if html is not None else None
@@ -189,6 +213,8 @@ def compare(
             gpu_layers=gpu_layers,
             keep=keep,
             layers=layers,
+            against=against_baseline,
+            save=save_baseline,
             seed=seed,
             limits=Limits(max_kld=max_kld, min_same_top=min_same_top, max_different=max_different),
         ),
@@ -196,6 +222,8 @@ def compare(
         progress=progress,
         note=note,
     )
+    if save_baseline is not None:
+        note(f"wrote {save_baseline}")
     if write_page is not None:
         write_page(report)
         note(f"wrote {html}")
@@ -250,12 +278,8 @@ def _questions(
 def _page_writer(path: Path, *, force: bool) -> Callable[[DriftReport], None]:
     """Return what writes the page, after checks that must not wait until all is measured."""
     from edgevlm.drift.html import render_html
-    from edgevlm.errors import OutputError, OutputExistsError
 
-    if path.exists() and not force:
-        raise OutputExistsError(f"`{path}` exists already", hint="give --force to replace it")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder `{path.absolute().parent}`", hint="make it first")
+    _check_new(path, force=force)
 
     def write(report: DriftReport) -> None:
         from edgevlm.files import write_together
@@ -267,3 +291,13 @@ def _page_writer(path: Path, *, force: bool) -> Callable[[DriftReport], None]:
             output.create(path.name).write_bytes(page)
 
     return write
+
+
+def _check_new(path: Path, *, force: bool) -> None:
+    """Raise before minutes are spent, where a file exists or has no folder."""
+    from edgevlm.errors import OutputError, OutputExistsError
+
+    if path.exists() and not force:
+        raise OutputExistsError(f"`{path}` exists already", hint="give --force to replace it")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"there is no folder `{path.absolute().parent}`", hint="make it first")

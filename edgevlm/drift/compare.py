@@ -64,6 +64,7 @@ class Comparison:
         questions: what is asked.
         setup: how.
         workspace: where records are kept.
+        saved: what tells a saved baseline from others, where the baseline's records are from one.
         progress: told each question of a pass.
 
     Attributes:
@@ -78,6 +79,7 @@ class Comparison:
         questions: Sequence[Question],
         setup: Setup,
         workspace: Workspace,
+        saved: str | None = None,
         progress: Progress = SILENT,
     ) -> None:
         self.baseline = baseline
@@ -88,7 +90,8 @@ class Comparison:
         self._progress = progress
         # What another run found is found again: the context decides the last bits.
         self._n_ctx = setup.n_ctx or workspace.facts(_CONTEXT).get("n_ctx")
-        self.base_keys = self.keys(baseline)
+        text, mmproj = self._keys(baseline, source="checkpoint")
+        self.base_keys = (saved or text, mmproj)
 
     @property
     def n_ctx(self) -> int:
@@ -106,11 +109,15 @@ class Comparison:
 
     def keys(self, side: Side) -> tuple[str, str]:
         """Return what tells a side's text model and projector from others."""
-        if side.plan is not None:
-            source = "checkpoint" if side is self.baseline else self.base_keys[0]
-            text = planned_identity(side, "text", source)
+        if side is self.baseline:
+            return self.base_keys
+        return self._keys(side, source=self.base_keys[0])
+
+    def _keys(self, side: Side, *, source: str) -> tuple[str, str]:
+        if side.text is not None:
+            text = identity(side.text, self._model)
         else:
-            text = identity(side.text, self._model) if side.text is not None else "none"
+            text = planned_identity(side, "text", source)
         if side.mmproj is not None:
             return text, identity(side.mmproj, self._model)
         return text, planned_identity(side, "mmproj", "the baseline")
@@ -121,7 +128,17 @@ class Comparison:
         Raises:
             LookupError: it is not there.
         """
-        return self._needed(self._pair(*self.base_keys), index)
+        return self._needed(self.pair_key(*self.base_keys), index)
+
+    def base_paths(self, index: int) -> tuple[Path, Path]:
+        """Return where the baseline's record and distributions of a question are."""
+        pair = self.pair_key(*self.base_keys)
+        return self.workspace.record_path(pair, index), self.workspace.rows_path(index)
+
+    @property
+    def leading(self) -> Leading:
+        """How models are led."""
+        return self._setup.leading
 
     def record(self, pair: tuple[str, str], index: int) -> Record:
         """Return the record of a question at a text model with a projector.
@@ -129,11 +146,11 @@ class Comparison:
         Raises:
             LookupError: it is not there.
         """
-        return self._needed(self._pair(*pair), index)
+        return self._needed(self.pair_key(*pair), index)
 
     def run_baseline(self) -> None:
         """Answer every question at the baseline."""
-        pair = self._pair(*self.base_keys)
+        pair = self.pair_key(*self.base_keys)
         missing = [
             index
             for index in range(len(self.questions))
@@ -161,8 +178,10 @@ class Comparison:
         parts = [(text, mmproj, every, True)]
         if seen and mmproj != base_mmproj and text != base_text:
             parts += [(text, base_mmproj, seen, False), (base_text, mmproj, seen, False)]
-        missing = [self._missing(self._pair(one, two), indices) for one, two, indices, _ in parts]
-        if not any(missing) and self.workspace.facts(self._pair(text, mmproj)):
+        missing = [
+            self._missing(self.pair_key(one, two), indices) for one, two, indices, _ in parts
+        ]
+        if not any(missing) and self.workspace.facts(self.pair_key(text, mmproj)):
             return
         with ExitStack() as stack:
             own = stack.enter_context(self.files(side))
@@ -191,7 +210,7 @@ class Comparison:
     ) -> None:
         """Lead one pair of files along the baseline's answers to some questions."""
         known = self.workspace.images(pair[1])
-        key = self._pair(*pair)
+        key = self.pair_key(*pair)
 
         def ask(vlm: VLM, index: int) -> None:
             record = run_level(
@@ -209,7 +228,7 @@ class Comparison:
 
     def facts(self, pair: tuple[str, str]) -> dict[str, object]:
         """Return sizes and speeds of a text model with a projector."""
-        return self.workspace.facts(self._pair(*pair))
+        return self.workspace.facts(self.pair_key(*pair))
 
     @contextmanager
     def files(self, side: Side) -> Generator[WrittenLevel]:
@@ -233,10 +252,11 @@ class Comparison:
 
     def missing(self, pair: tuple[str, str], indices: Sequence[int]) -> list[int]:
         """Return the questions of which a pair of files has no record."""
-        return self._missing(self._pair(*pair), indices)
+        return self._missing(self.pair_key(*pair), indices)
 
     @staticmethod
-    def _pair(text: str, mmproj: str) -> str:
+    def pair_key(text: str, mmproj: str) -> str:
+        """Return what the workspace knows a pair of files by."""
         return f"{text}\n{mmproj}"
 
     def _missing(self, key: str, indices: Sequence[int]) -> list[int]:

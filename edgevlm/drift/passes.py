@@ -26,7 +26,7 @@ from edgevlm.drift.kept_rows import (
 )
 from edgevlm.drift.questions import Question
 from edgevlm.drift.records import Record
-from edgevlm.errors import PromptError, ReferenceFileError
+from edgevlm.errors import DriftError, PromptError, ReferenceFileError
 from edgevlm.reference_file import Case
 from edgevlm.runtime.embedding_cache import Embeddings
 from edgevlm.runtime.probe import GreedyAnswer, Probe
@@ -116,7 +116,15 @@ def run_level(
         rows: the baseline's distributions along `base.tokens`.
         max_tokens: of a greedy answer.
         answers: whether the level's greedy answer is wanted, where the baseline has one.
+
+    Raises:
+        DriftError: a baseline of another vocabulary, or logits that are no numbers.
     """
+    if rows.n_vocab != vlm.n_vocab:
+        raise DriftError(
+            f"the baseline has {rows.n_vocab} tokens in its vocabulary, this model {vlm.n_vocab}",
+            hint="compare levels of one model",
+        )
     probe = open_probe(vlm, question, known)
     parts: list[Divergence] = []
     reference: list[Divergence] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from edgevlm.drift.levels import Side, baseline_of, identity, levels_of, planned
 from edgevlm.drift.passes import Leading
 from edgevlm.drift.questions import Question, QuestionSet
 from edgevlm.drift.report import DriftReport, Machine, PromptSet, Settings
+from edgevlm.drift.saved_baseline import read_saved, restore_baseline, save_baseline
 from edgevlm.drift.verdict import Limits
 from edgevlm.drift.workspace import open_workspace
 from edgevlm.errors import PromptError, ReferenceFileError
+from edgevlm.files import sha256_file
 from edgevlm.model_dir import ModelDir
 from edgevlm.native.library import load_library
 from edgevlm.native.system import n_allowed_processors, read_processor
@@ -48,6 +50,8 @@ class CompareOptions:
         gpu_layers: as `open_vlm` takes it.
         keep: levels that are made go into the model directory.
         layers: measure every block and every role of the text model alone.
+        against: a saved baseline that levels are held against, the baseline's own files first.
+        save: where the baseline is saved.
         seed: of the bootstrap.
         limits: of what is acceptable.
     """
@@ -62,6 +66,8 @@ class CompareOptions:
     gpu_layers: int | None = None
     keep: bool = False
     layers: bool = False
+    against: Path | None = None
+    save: Path | None = None
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
 
@@ -91,8 +97,14 @@ def compare(
         EdgeVLMError: no such level, no baseline, no room in memory or in the context, ...
     """
     started = time.perf_counter()
+    name = model.manifest.name if model.manifest else model.folder.resolve().name
     baseline = baseline_of(model, asked=options.baseline, named=named, mmproj=options.mmproj)
-    sides = levels_of(model, options.levels, baseline=baseline, named=named, mmproj=options.mmproj)
+    saved = read_saved(options.against) if options.against is not None else None
+    sides = [replace(baseline)] if saved is not None else []
+    if options.levels or saved is None:
+        sides += levels_of(
+            model, options.levels, baseline=baseline, named=named, mmproj=options.mmproj
+        )
     _check_sight(asked.questions, [baseline, *sides])
     setup = Setup(
         leading=options.leading,
@@ -102,16 +114,22 @@ def compare(
         gpu_layers=options.gpu_layers,
         keep=options.keep,
     )
-    with open_workspace(_identity(model, baseline, asked.questions, setup)) as workspace:
+    settled = _identity(model, baseline, asked.questions, setup)
+    saved_as = f"saved {sha256_file(options.against)}" if options.against is not None else None
+    with open_workspace(settled + (saved_as or "")) as workspace:
         comparison = Comparison(
             model=model,
             baseline=baseline,
             questions=asked.questions,
             setup=setup,
             workspace=workspace,
+            saved=saved_as,
             progress=progress,
         )
-        comparison.run_baseline()
+        if options.against is not None and saved is not None:
+            restore_baseline(options.against, saved, comparison, workspace)
+        else:
+            comparison.run_baseline()
         _check_reference(comparison)
         for number, side in enumerate(sides, start=1):
             comparison.run_level(side, label=f"{side.level} ({number} of {len(sides)})")
@@ -123,9 +141,17 @@ def compare(
                 layers = layer_drift(comparison, side, n_threads=setup.n_threads)
             levels.append(assembly.level(side, layers=layers))
         changed = most_changed(comparison, sides)
+        if options.save is not None:
+            save_baseline(
+                options.save,
+                comparison,
+                model=name,
+                machine=_machine(),
+                n_threads=setup.n_threads,
+            )
     return DriftReport(
-        model=model.manifest.name if model.manifest else model.folder.resolve().name,
-        baseline=baseline.level,
+        model=name,
+        baseline=baseline.level if saved is None else f"{saved.level}, saved before",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),
         machine=_machine(),
@@ -133,7 +159,7 @@ def compare(
         prompts=_prompt_set(asked),
         levels=levels,
         changed=changed,
-        notes=[],
+        notes=saved.differences(_machine(), n_threads=setup.n_threads) if saved else [],
     )
 
 
