@@ -47,12 +47,19 @@ class PartEntry(_Record):
 
 
 class ImatrixRecord(_Record):
-    """The importance matrix that a file was encoded with."""
+    """The importance matrix that a file was encoded with.
+
+    `n_without` counts the file's matrices of which it knows nothing, `n_unseen` those (experts) of
+    the whole matrix that saw no row: both count evenly. Images and prompts are None for one of llama-imatrix, which has chunks of text instead.
+    """
 
     sha256: str
     datasets: list[str]
     n_chunks: int
     n_unseen: int
+    n_images: int | None = None
+    n_prompts: int | None = None
+    n_without: int = 0
 
 
 class FileEntry(_Record):
@@ -183,7 +190,11 @@ class Manifest(_Record):
         stems = {model_stem(entry.name) for entry in new}
         kept = [entry for entry in self.files if model_stem(entry.name) not in stems]
         found = {key: value for key, value in self.verify.items() if model_stem(key) not in stems}
-        return self.model_copy(update={"files": [*kept, *new], "verify": found})
+        # A report of drift is about all files together: one that is replaced makes it untrue.
+        drift = self.drift if len(kept) == len(self.files) else {}
+        return self.model_copy(
+            update={"files": [*kept, *new], "verify": found, "drift": dict(drift)}
+        )
 
     def to_json(self) -> str:
         """Return the manifest as it is stored."""

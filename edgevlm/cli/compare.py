@@ -179,6 +179,7 @@ def compare(
     from edgevlm.build.resolve import open_source
     from edgevlm.cli import console
     from edgevlm.cli.compare_show import show_report
+    from edgevlm.drift.keep_report import keep_report
     from edgevlm.drift.passes import Leading
     from edgevlm.drift.run import CompareOptions
     from edgevlm.drift.run import compare as measure
@@ -222,6 +223,9 @@ def compare(
         progress=progress,
         note=note,
     )
+    lost = keep_report(directory, report) if against_baseline is None else None
+    if lost is not None:
+        note(lost)
     if save_baseline is not None:
         note(f"wrote {save_baseline}")
     if write_page is not None:
