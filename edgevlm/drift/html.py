@@ -190,12 +190,11 @@ def _settings(report: DriftReport) -> list[tuple[str, str]]:
         "baseline": f"along the greedy answers of {report.baseline}",
         "expected": "along the prompts' own answers",
     }[settings.led_along]
-    limits = {(level.verdict.source, _limits(level)) for level in plots.compared(report)}
     return [
         ("Prompts", asked),
         ("From", prompts.source),
         ("Distributions", f"{led}, at most {settings.max_tokens} tokens each"),
-        *(("Limits", f"{words} ({source})") for source, words in sorted(limits) if words),
+        *_limits(plots.compared(report)),
         (
             "A similar answer",
             f"edit similarity of at least {settings.similar_edit:g} and token F1 of at least"
@@ -217,15 +216,27 @@ def _settings(report: DriftReport) -> list[tuple[str, str]]:
     ]
 
 
-def _limits(level: LevelReport) -> str:
-    verdict = level.verdict
-    named = (
-        ("mean KLD at most {:g}", verdict.max_mean_kld),
-        ("99th percentile at most {:g}", verdict.max_p99_kld),
-        ("same top token at least {:g}", verdict.min_same_top_token),
-        ("share of different answers at most {:g}", verdict.max_share_different),
-    )
-    return ", ".join(words.format(limit) for words, limit in named if limit is not None)
+def _limits(levels: Sequence[LevelReport]) -> list[tuple[str, str]]:
+    """Return the limits in words, with the levels that share them."""
+    shared: dict[str, list[str]] = {}
+    for level in levels:
+        verdict = level.verdict
+        named = (
+            ("mean KLD at most {:g}", verdict.max_mean_kld),
+            ("99th percentile at most {:g}", verdict.max_p99_kld),
+            ("same top token at least {:.4g} %", _in_percent(verdict.min_same_top_token)),
+            ("different answers at most {:.4g} %", _in_percent(verdict.max_share_different)),
+        )
+        words = ", ".join(word.format(limit) for word, limit in named if limit is not None)
+        if words:
+            shared.setdefault(f"{words} ({verdict.source})", []).append(level.level)
+    if len(shared) == 1:
+        return [("Limits", words) for words in shared]
+    return [(f"Limits of {wording.listed(names)}", words) for words, names in shared.items()]
+
+
+def _in_percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _duration(seconds: float) -> str:

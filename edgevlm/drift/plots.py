@@ -20,9 +20,9 @@ from edgevlm.drift.canvas import (
     size_axis,
     whisker,
 )
-from edgevlm.drift.report import DriftReport, Estimate, LevelReport
+from edgevlm.drift.report import DriftReport, Estimate, LevelReport, TokenDrift
 from edgevlm.drift.svg import ACCENT, BAD, GRID, INK, MUTED
-from edgevlm.drift.wording import kld, n_bytes_of, percent
+from edgevlm.drift.wording import drift_of, kld, n_bytes_of, percent
 from edgevlm.files import human_bytes
 
 # A quantile below this is drawn at it: the logarithm of nothing has no place.
@@ -55,10 +55,17 @@ def compared(report: DriftReport) -> list[LevelReport]:
     return [level for level in report.levels if not level.is_baseline]
 
 
+def _scored(report: DriftReport) -> list[tuple[LevelReport, TokenDrift]]:
+    """Return the levels but the baseline whose tokens could be scored, the least drift first."""
+    found = [(one, drift) for one in compared(report) if (drift := drift_of(one)) is not None]
+    return sorted(found, key=lambda one: one[1].mean_kld.value)
+
+
 def size_and_kld(report: DriftReport) -> Chart | None:
     """Draw size against mean KLD; None where nothing drifts, or nothing was compared."""
-    levels = compared(report)
-    positive = [one.tokens.mean_kld.value for one in levels if one.tokens.mean_kld.value > 0]
+    scored = _scored(report)
+    levels = [level for level, _ in scored]
+    positive = [drift.mean_kld.value for _, drift in scored if drift.mean_kld.value > 0]
     if not positive:
         return None
     floor = min(positive) / 3
@@ -68,13 +75,14 @@ def size_and_kld(report: DriftReport) -> Chart | None:
 
     def paint(axes: Any) -> None:
         found = sorted(
-            ((n_bytes_of(level) / divisor, level) for level in levels), key=lambda one: one[0]
+            ((n_bytes_of(level) / divisor, level, drift.mean_kld) for level, drift in scored),
+            key=lambda one: one[0],
         )
-        heights = [max(floor, level.tokens.mean_kld.value) for _, level in found]
-        axes.plot([x for x, _ in found], heights, color=GRID, linewidth=1.2)
-        for (x, level), y in zip(found, heights, strict=True):
-            low, high = level.tokens.mean_kld.low, level.tokens.mean_kld.high
-            whisker(axes, (x, x), (max(floor, low), max(floor, high)), colour=_colour(level))
+        heights = [max(floor, mean.value) for _, _, mean in found]
+        axes.plot([x for x, _, _ in found], heights, color=GRID, linewidth=1.2)
+        for (x, level, mean), y in zip(found, heights, strict=True):
+            ends = (max(floor, mean.low), max(floor, mean.high))
+            whisker(axes, (x, x), ends, colour=_colour(level))
             dot(axes, x, y, colour=_colour(level), marker=_marker(level))
         axes.set_xlabel(f"size of text model and projector, {unit}")
         axes.set_ylabel("mean KLD, nats")
@@ -85,18 +93,17 @@ def size_and_kld(report: DriftReport) -> Chart | None:
         if limit:
             guide(axes, limit, f"limit {limit:g}")
         grid(axes, "y")
-        put_labels(
-            axes, [_label(x, y, level) for (x, level), y in zip(found, heights, strict=True)]
-        )
+        labels = zip(found, heights, strict=True)
+        put_labels(axes, [_label(x, y, level) for (x, level, _), y in labels])
 
     said = "; ".join(
-        f"{level.level}: {human_bytes(n_bytes_of(level))}, {kld(level.tokens.mean_kld.value)}"
-        for level in levels
+        f"{level.level}: {human_bytes(n_bytes_of(level))}, {kld(drift.mean_kld.value)}"
+        for level, drift in scored
     )
     return Chart(
         title="Size against drift",
-        caption="Lower is closer to the baseline; each step of the scale is tenfold. Strokes are"
-        " 95 % intervals"
+        caption="Lower is closer to the baseline, on a logarithmic scale. Strokes are 95 %"
+        " intervals"
         + (", crosses mark levels beyond their limits." if BAD in map(_colour, levels) else "."),
         svg=draw(paint, name="size-kld", label=f"Size against mean KLD in nats. {said}."),
     )
@@ -143,17 +150,16 @@ def size_and_accuracy(report: DriftReport) -> Chart | None:
 
 def distribution(report: DriftReport) -> Chart | None:
     """Draw the KLD of all positions, sorted, a line a level; None where nothing drifts."""
-    levels = [one for one in compared(report) if max(one.tokens.kld_quantiles, default=0) > 0]
+    levels = [one for one in _scored(report) if max(one[1].kld_quantiles, default=0) > 0]
     if not levels:
         return None
-    levels.sort(key=lambda level: level.tokens.mean_kld.value)
     height = HEIGHT if len(levels) < _MANY else 1.25 * HEIGHT
 
     def paint(axes: Any) -> None:
         labels: list[Label] = []
         values: list[float] = []
-        for index, level in enumerate(levels):
-            heights = [max(_LEAST_KLD, value) for value in level.tokens.kld_quantiles]
+        for index, (level, drift) in enumerate(levels):
+            heights = [max(_LEAST_KLD, value) for value in drift.kld_quantiles]
             shares = [at / max(1, len(heights) - 1) for at in range(len(heights))]
             shade = 0.45 + 0.55 * (index + 1) / len(levels)
             axes.plot(shares, heights, color=_colour(level), linewidth=1.8, alpha=shade)
@@ -169,9 +175,9 @@ def distribution(report: DriftReport) -> Chart | None:
         put_labels(axes, labels, always_right=True)
 
     said = "; ".join(
-        f"{level.level}: median {kld(level.tokens.median_kld)}, 99th percentile"
-        f" {kld(level.tokens.p99_kld)}, maximum {kld(level.tokens.max_kld)}"
-        for level in levels
+        f"{level.level}: median {kld(drift.median_kld)}, 99th percentile {kld(drift.p99_kld)},"
+        f" maximum {kld(drift.max_kld)}"
+        for level, drift in levels
     )
     return Chart(
         title="Distribution over positions",

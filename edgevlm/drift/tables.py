@@ -17,6 +17,7 @@ from edgevlm.drift.report import (
 from edgevlm.drift.wording import (
     DASH,
     clean,
+    drift_of,
     kld,
     n_bytes_of,
     percent,
@@ -35,6 +36,7 @@ _NO_TEXT = "no text prompts"
 _NO_ANSWERS = "no answers given"
 _NO_PROJECTOR = "no projector"
 _NOT_MEASURED = "not measured"
+_NO_TOKENS = "no token to score"
 _BASELINE = "the baseline"
 
 
@@ -116,7 +118,8 @@ def glance(report: DriftReport) -> list[GlanceRow]:
 
 
 def _glance_row(level: LevelReport) -> GlanceRow:
-    cost, tokens, answers = level.cost, level.tokens, level.answers
+    cost, tokens, answers = level.cost, drift_of(level), level.answers
+    unscored = Cell(text=DASH, note=_NO_TOKENS)
     of_both = [human_bytes(n) for n in (cost.text_n_bytes, cost.mmproj_n_bytes) if n is not None]
     word = verdict_word(level)
     tones: dict[str, Tone] = {"within limits": "good", "too much drift": "bad"}
@@ -127,8 +130,8 @@ def _glance_row(level: LevelReport) -> GlanceRow:
             text=human_bytes(n_bytes_of(level)), note=" + ".join(of_both) if of_both[1:] else ""
         ),
         bits=Cell(text=f"{cost.bits_per_weight:.2f}"),
-        drift=_estimated(tokens.mean_kld, kld, level),
-        same_top=_estimated(tokens.same_top_token, percent, level),
+        drift=_estimated(tokens.mean_kld, kld, level) if tokens else unscored,
+        same_top=_estimated(tokens.same_top_token, percent, level) if tokens else unscored,
         answers=(answers.exact, answers.similar, answers.different),
         accuracy=accuracy(level.tasks, is_baseline=level.is_baseline),
         speed=_number(cost.decode_tok_per_sec, rate, _NOT_MEASURED),

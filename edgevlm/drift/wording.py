@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from edgevlm.drift.report import DriftReport, Estimate, LevelReport
+from edgevlm.drift.report import DriftReport, Estimate, LevelReport, TokenDrift
 from edgevlm.files import human_bytes
 
 DASH = "\N{EN DASH}"
@@ -89,6 +89,11 @@ def n_bytes_of(level: LevelReport) -> int:
     return level.cost.text_n_bytes + (level.cost.mmproj_n_bytes or 0)
 
 
+def drift_of(level: LevelReport) -> TokenDrift | None:
+    """Return the drift that a level is judged by, None where no token could be scored."""
+    return level.image or level.text
+
+
 def has_limits(level: LevelReport) -> bool:
     """Whether anything was demanded of a level."""
     verdict = level.verdict
@@ -126,14 +131,18 @@ def verdict_sentences(report: DriftReport) -> list[str]:
     if not levels:
         return [f"Only the baseline {report.baseline} was measured: there is nothing to compare."]
     if not any(has_limits(level) for level in levels):
-        least = min(levels, key=lambda level: level.tokens.mean_kld.value)
-        return [
-            "No limits were set, so nothing is judged.",
-            f"{least.level} drifts least: mean KLD {kld(least.tokens.mean_kld.value)}.",
-        ]
+        return ["No limits were set, so nothing is judged.", *_least_drift(levels)]
     fine = [level.level for level in levels if level.verdict.within]
     lost = [level.level for level in levels if not level.verdict.within]
     return [_division(fine, lost), *_advice(report, only=len(fine) == 1)]
+
+
+def _least_drift(levels: Sequence[LevelReport]) -> list[str]:
+    drifts = [(one.level, drift) for one in levels if (drift := drift_of(one)) is not None]
+    if not drifts:
+        return []
+    level, drift = min(drifts, key=lambda one: one[1].mean_kld.value)
+    return [f"{level} drifts least: mean KLD {kld(drift.mean_kld.value)}."]
 
 
 def _division(fine: Sequence[str], lost: Sequence[str]) -> str:

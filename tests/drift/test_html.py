@@ -111,6 +111,27 @@ def test_nothing_to_draw_is_no_chart() -> None:
     assert "Only the baseline F16 was measured" in render_html(report)
 
 
+def test_levels_of_which_no_token_was_scored() -> None:
+    report = made_report(layers=False, reference=False, limits=False)
+    levels = [one.model_copy(update={"image": None, "text": None}) for one in report.levels]
+    for few in (levels, [*report.levels[:3], *levels[3:]]):
+        page = render_html(report.model_copy(update={"levels": few}))
+        assert "no token to score" in page
+    assert "drifts least" in page
+
+
+def test_limits_are_told_with_the_levels_that_share_them() -> None:
+    report = made_report(levels=("F16", "Q8_0", "Q6_K"), layers=False, reference=False)
+    together = "mean KLD at most 0.05, same top token at least 90 %, different answers at most 10 %"
+    assert f'<dt>Limits</dt><dd dir="auto">{together} (' in render_html(report)
+    stricter = report.levels[1].verdict.model_copy(update={"max_mean_kld": 0.01})
+    levels = list(report.levels)
+    levels[1] = levels[1].model_copy(update={"verdict": stricter})
+    page = render_html(report.model_copy(update={"levels": levels}))
+    assert '<dt>Limits of Q8_0</dt><dd dir="auto">mean KLD at most 0.01,' in page
+    assert '<dt>Limits of Q6_K</dt><dd dir="auto">mean KLD at most 0.05,' in page
+
+
 def test_a_page_is_the_same_twice() -> None:
     report = made_report(levels=("F16", "Q8_0"), layers=False)
     assert render_html(report) == render_html(report)
