@@ -349,4 +349,5 @@ UNMEASURED = {
     "lfm2_vl": "not measured: this image processor of transformers needs torchvision",
     "lighton_ocr": "not measured: llama.cpp makes the photo as large as a page",
     "minicpmv4_6": "not measured: transformers gives an image as one strip of patches",
+    "minicpmv4_7": "not measured: transformers gives an image as one strip of patches",
 }

@@ -145,6 +145,8 @@ class Family:
             class writes prompts in code; "" for none.
         template_image: what a checkpoint's own template prints for an image, where its processor
             puts the image span in its place; "" when it prints the span.
+        named_tokens: texts of tokens that config.json has the ids of, by its keys, as they stand in
+            the vocabulary.
         refused_texts: why it cannot go with a text model, by `text_config.model_type`.
     """
 
@@ -160,6 +162,7 @@ class Family:
     names_vision: bool = False
     chat_template: str = ""
     template_image: str = ""
+    named_tokens: Mapping[str, str] = field(default_factory=_no_reasons)
     refused_texts: Mapping[str, str] = field(default_factory=_no_reasons)
     image_token: str = ""
 

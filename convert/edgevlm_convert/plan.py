@@ -194,6 +194,7 @@ def _tokens(model: _Model, pre: str | None) -> dict[str, Value]:
         model.checkpoint.config,
         cast(Sequence[str], tokens["tokenizer.ggml.tokens"].value),
         text=family.placeholder,
+        named=family.named_tokens,
     )
     return with_place_for_images(
         tokens,

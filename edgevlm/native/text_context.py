@@ -21,6 +21,7 @@ from edgevlm.native.devices import CARD_HINT, lacks_card_memory
 from edgevlm.native.graph_callback import GraphCallback
 from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
+from edgevlm.native.rope_positions import RopePositions
 from edgevlm.native.text_model import TextModel
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -43,6 +44,7 @@ class ContextOptions:
         n_threads: of the CPU.
         kv_type: tensor type of the KV cache; "Q8_0" takes half of F16 and needs flash attention.
         flash_attention: "auto" asks the device.
+        has_places: embeddings may have other rotary positions than in the cache.
         spread: every so many positions keep their logits too; llama.cpp leaves out the last layer's
             feed-forward for all others. 0: none but those asked for.
     """
@@ -53,6 +55,7 @@ class ContextOptions:
     n_threads: int
     kv_type: KVType = "F16"
     flash_attention: FlashAttention = "auto"
+    has_places: bool = False
     spread: int = 0
 
 
@@ -74,9 +77,10 @@ class TextContext:
         options: ContextOptions,
         sums: ChannelSums | None = None,
         callback: GraphCallback | None = None,
+        rope: RopePositions | None = None,
     ) -> None:
         self._c: Any = load_library().llama
-        self._sums, self._callback = sums, callback
+        self._sums, self._callback, self._rope = sums, callback, rope
         self.handle = handle
         self.model = model
         self.options = options
@@ -144,6 +148,7 @@ class TextContext:
         *,
         n_positions_used: int,
         causal: bool = True,
+        places: NDArray[np.int32] | None = None,
     ) -> None:
         """Append image tokens as embeddings, without logits.
 
@@ -152,6 +157,8 @@ class TextContext:
             positions: [n_positions, n_tokens] int32, absolute.
             n_positions_used: how far the next position moves.
             causal: false for models whose image tokens see each other both ways.
+            places: what rotary embeddings turn by where that is not `positions`, of the same shape;
+                the context was opened for it.
 
         Raises:
             ModelLoadError: an image that must be seen whole does not fit into one batch.
@@ -169,9 +176,13 @@ class TextContext:
             for start in range(0, n_tokens, step):
                 part = np.ascontiguousarray(rows[start : start + step], dtype=np.float32)
                 pos = np.ascontiguousarray(positions[:, start : start + step], dtype=np.int32)
+                if self._rope is not None and places is not None:
+                    self._rope.wanted = places[:, start : start + step]
                 self._decode(len(part), embd=part, pos=pos, n_logits=0)
         finally:
             self._c.llama_set_causal_attn(self.handle, True)
+            if self._rope is not None:
+                self._rope.wanted = None
         self.position += n_positions_used
 
     def _decode(
@@ -206,8 +217,11 @@ class TextContext:
         self._n_kept, self._n_rows = n_logits, int(wants_logits.sum())
 
     def _watched(self, n_tokens: int, *, is_image: bool) -> AbstractContextManager[None]:
-        if self._sums is None or self._callback is None:
+        if self._callback is None:
             return nullcontext()
+        if self._sums is None:
+            is_placed = self._rope is not None and self._rope.wanted is not None
+            return self._callback.one_graph() if is_placed else nullcontext()
         if n_tokens == 1 and self._sums.leaves_out_steps:
             return nullcontext()
         self._sums.kind = IMAGE_ROWS if is_image else TEXT_ROWS
@@ -252,7 +266,8 @@ def open_context(
     """Make a context of `model`; `sums` is told of all that goes through its matrices.
 
     Raises:
-        ModelLoadError: the memory for it cannot be had.
+        ModelLoadError: the memory for it cannot be had, or the installed ggml has other tensors
+            than those whose positions can be written.
     """
     c: Any = load_library().llama
     params = c.llama_context_default_params()
@@ -267,8 +282,15 @@ def open_context(
     params.type_k = params.type_v = ggml.type_id(options.kv_type)
     params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
     params.no_perf = True
-    callback = GraphCallback(of_results=[sums]) if sums is not None else None
-    if callback is not None:
+    rope = RopePositions() if options.has_places else None
+    if rope is not None and rope.fault:
+        raise ModelLoadError(
+            f"this model's images have positions that cannot be written: {rope.fault}",
+            hint="install the llama-cpp-python that edgevlm names",
+        )
+    callback = None
+    if sums is not None or rope is not None:
+        callback = GraphCallback([rope] if rope else [], [sums] if sums is not None else [])
         callback.install(params)
     with complaints() as lines:
         handle = c.llama_init_from_model(model.handle, params)
@@ -282,4 +304,4 @@ def open_context(
         )
 
     with owned(handle, c.llama_free, error=error) as context:
-        yield TextContext(context, model, options, sums, callback)
+        yield TextContext(context, model, options, sums, callback, rope)

@@ -13,13 +13,12 @@ from edgevlm.errors import ContextOverflowError, ImageError, PromptError
 from edgevlm.native.projector import BitmapPart, ImageChunk, TextChunk, TextPart
 from edgevlm.native.text_model import TextModel
 from edgevlm.runtime.answer import ImageCost
+from edgevlm.runtime.frame import VISUAL_TOKEN, token_ids
 from edgevlm.runtime.preflight import TextFacts
 from edgevlm.runtime.prompt import ChatTemplate, ImageSpan, Message, PromptPart
 from edgevlm.runtime.tiled_projector import ImageEncoder
 
 Pixels = NDArray[np.uint8]
-# Stands for a visual token where token ids are listed.
-VISUAL_TOKEN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class Layout:
     @property
     def n_visual_tokens(self) -> int:
         """Tokens of all images."""
-        return sum(chunk.n_tokens for chunk in self.chunks if isinstance(chunk, ImageChunk))
+        return self.token_ids.count(VISUAL_TOKEN)
 
     @property
     def n_tokens(self) -> int:
@@ -55,10 +54,7 @@ class Layout:
         """Token ids in order, VISUAL_TOKEN for each visual token."""
         ids: list[int] = []
         for chunk in self.chunks:
-            if isinstance(chunk, TextChunk):
-                ids += chunk.tokens
-            else:
-                ids += [VISUAL_TOKEN] * chunk.n_tokens
+            ids += token_ids(chunk)
         return ids
 
     @property
@@ -174,7 +170,8 @@ class Layouter:
                 hint="crop it",
             )
         chunks = self.projector().tokenize([BitmapPart(width=width, height=height)])
-        return [chunk.n_tokens for chunk in chunks if isinstance(chunk, ImageChunk)]
+        images = [chunk for chunk in chunks if isinstance(chunk, ImageChunk)]
+        return [token_ids(chunk).count(VISUAL_TOKEN) for chunk in images]
 
     @property
     def takes_think(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.frame_projector import read_markers
 from edgevlm.runtime.projector_shapes import HINT, blocks, check_shapes, number
 from edgevlm.runtime.slice_canvas import SliceCanvas
 
@@ -55,4 +56,4 @@ def check_minicpm(file: GGUFFile) -> SliceCanvas:
         inner |= {"ds_ffn_up": (n_inner, 4 * width), "ds_ffn_down": (width, n_inner)}
         wanted |= {f"v.vit_merger.{name}.weight": shape for name, shape in inner.items()}
     check_shapes(file, wanted)
-    return SliceCanvas(side=side, cell=patch * scale)
+    return SliceCanvas(side=side, cell=patch * scale, markers=read_markers(file))

@@ -19,6 +19,7 @@ import numpy as np
 from edgevlm.native.projector import EncodedImage, ImageChunk, TextChunk
 from edgevlm.native.text_context import TextContext
 from edgevlm.runtime.embedding_cache import EmbeddingCache, Embeddings
+from edgevlm.runtime.frame import Frame
 from edgevlm.runtime.layout import Layout, Pixels
 from edgevlm.runtime.tiled_projector import ImageEncoder
 
@@ -227,7 +228,8 @@ class KVCache:
         return True
 
     def _read_image(self, chunk: ImageChunk, item: HeldImage, image: EncodedImage) -> None:
-        rows = image.tiles[item.tile]
+        frame = chunk if isinstance(chunk, Frame) else None
+        rows = frame.rows(image.tiles) if frame else image.tiles[item.tile]
         if len(rows) != chunk.n_tokens:
             raise RuntimeError("libmtmd counted other visual tokens than it encoded")
         with self._changing():
@@ -236,6 +238,7 @@ class KVCache:
                 chunk.positions + np.int32(self.context.position),
                 n_positions_used=chunk.n_positions_used,
                 causal=chunk.causal,
+                places=frame.places_at(self.context.position) if frame else None,
             )
         self.held.append(item)
 

@@ -17,6 +17,7 @@ from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.canvases import CANVASES, MAX_ASPECTS
 from edgevlm.runtime.deepseek_projector import check_deepseek_text
+from edgevlm.runtime.frame_projector import check_markers
 from edgevlm.runtime.gemma4_projector import check_gemma4_text, gemma4_span
 from edgevlm.runtime.gemma4_unified_projector import GEMMA4_UNIFIED, gemma4_unified_span
 from edgevlm.runtime.glm_projector import check_glm
@@ -167,6 +168,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind in QWEN_KINDS:
         check_qwen(file, kind)
         span = qwen_span(text, span)
+    check_markers(file, text)
     if kind == "mlp":
         span = replace(span, canvas=check_mlp(file))
     _check_pair(path, file, text)

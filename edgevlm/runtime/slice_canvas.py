@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgevlm.runtime.frame import Markers
+
 Pixels = NDArray[np.uint8]
 # Of a side to the other: of a longer image the whole has no pixels left across.
 MAX_ASPECT = 64
@@ -29,10 +31,12 @@ class SliceCanvas:
     Attributes:
         side: of a square slice in pixels.
         cell: side of a visual token in pixels.
+        markers: tokens that have places on an image's canvas, as its visual ones; None: none have.
     """
 
     side: int
     cell: int
+    markers: Markers | None = None
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return columns and rows of slices, (0, 0) of an image that is not cut.
@@ -65,6 +69,14 @@ class SliceCanvas:
         """Return width and height of each slice of an image that is cut."""
         columns, rows = self.grid(width, height)
         return self._scaled(_divisible(width, columns) / columns, _divisible(height, rows) / rows)
+
+    def token_grids(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Return rows and columns of visual tokens: of the whole image, then of each slice."""
+        columns, rows = self.grid(width, height)
+        sizes = [self.whole_size(width, height)]
+        if columns:
+            sizes += [self.slice_size(width, height)] * (columns * rows)
+        return [(high // self.cell, wide // self.cell) for wide, high in sizes]
 
     def cut(self, pixels: Pixels) -> list[Pixels]:
         """Return what is encoded of an image: the whole, then its slices row by row.

@@ -29,13 +29,13 @@ from edgevlm.runtime.context_length import context_length
 from edgevlm.runtime.context_policy import ContextFitter, Limits
 from edgevlm.runtime.decode import Decoder, Ending, sampler_options
 from edgevlm.runtime.embedding_cache import Embeddings
+from edgevlm.runtime.frame_projector import has_places, image_encoder
 from edgevlm.runtime.layout import Layout, Layouter, Pixels
 from edgevlm.runtime.prefix import KVCache
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.probe import Probe
 from edgevlm.runtime.prompt import ImageSpan, Message, conversation
 from edgevlm.runtime.sampling import SamplingParams
-from edgevlm.runtime.sliced_projector import with_canvas
 from edgevlm.runtime.threads import default_threads
 
 Prompt = str | Sequence[Message]
@@ -327,9 +327,8 @@ def open_vlm(
     text_file, facts = check_text_model(model)
     span = check_projector(mmproj, text_file) if mmproj is not None else None
     with ExitStack() as stack:
-        text_model = stack.enter_context(
-            open_text_model(model, ModelOptions(device=device, n_gpu_layers=gpu_layers))
-        )
+        asked = ModelOptions(device=device, n_gpu_layers=gpu_layers)
+        text_model = stack.enter_context(open_text_model(model, asked))
         text_model.add_ends(facts.end_token_ids)
         text_model.add_tags([tag for tags in REASONING_TAGS for tag in tags])
         options = ContextOptions(
@@ -338,6 +337,7 @@ def open_vlm(
             n_threads=n_threads or default_threads(model),
             kv_type="F32" if strict else kv_type,
             flash_attention="off" if strict else flash_attention,
+            has_places=has_places(span),
             spread=_SPREAD if sums is not None else 0,
         )
         context = stack.enter_context(open_context(text_model, options, sums=sums))
@@ -354,7 +354,7 @@ def open_vlm(
                 sums=sums,
             )
             projector = stack.enter_context(opened)
-        canvas = with_canvas(projector, span.canvas if span else None)
+        canvas = image_encoder(projector, span, text_file)
         yield VLM(
             model=text_model,
             context=context,

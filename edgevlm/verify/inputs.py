@@ -66,6 +66,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "video_llava": video_llava_inputs,
         "lfm2_vl": _lfm2,
         "minicpmv4_6": _minicpm,
+        "minicpmv4_7": _minicpm,
         "glm4v": _glm,
         "glm_ocr": _glm,
         "paddleocr_vl": _paddleocr,
@@ -240,7 +241,7 @@ def _onevision(folder: Path, checkpoint: Checkpoint) -> Inputs:
 
 
 def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:
-    """MiniCPM-V 4.6: a number, the whole image, then rows of slices."""
+    """MiniCPM-V: a number, the whole image, then rows of slices."""
     tokenizer = load_tokenizer(folder)
     module = transformers_module("minicpmv4_6.image_processing_pil_minicpmv4_6")
     processor = module.MiniCPMV4_6ImageProcessorPil.from_pretrained(folder)
@@ -265,7 +266,10 @@ def _minicpm(folder: Path, checkpoint: Checkpoint) -> Inputs:
         ids = tokenizer(text.replace(MARK, _QWEN_PAD))["input_ids"]
         return ids, {key: made[key] for key in ("pixel_values", "target_sizes")}
 
-    return Inputs(prepare=prepare, image_token=image_token(checkpoint.config))
+    # 4.7 places visual tokens by what they are.
+    is_placed = checkpoint.config.text("model_type", default="") == "minicpmv4_7"
+    token = image_token(checkpoint.config)
+    return Inputs(prepare=prepare, image_token=token, kinds="mm_token_type_ids" * is_placed)
 
 
 def _gemma(folder: Path, checkpoint: Checkpoint) -> Inputs:

@@ -22,6 +22,7 @@ from edgevlm_convert.families.llava import FAMILY as LLAVA
 from edgevlm_convert.families.llava_next import FAMILY as LLAVA_NEXT
 from edgevlm_convert.families.llava_onevision import FAMILY as LLAVA_ONEVISION
 from edgevlm_convert.families.minicpmv4_6 import FAMILY as MINICPMV4_6
+from edgevlm_convert.families.minicpmv4_7 import FAMILY as MINICPMV4_7
 from edgevlm_convert.families.mistral3 import FAMILY as MISTRAL3
 from edgevlm_convert.families.paddleocr_vl import FAMILY as PADDLEOCR_VL
 from edgevlm_convert.families.pixtral import FAMILY as PIXTRAL
@@ -62,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE4_VISION,
     LFM2_VL,
     MINICPMV4_6,
+    MINICPMV4_7,
     QIANFAN_OCR,
     JANUS,
     DEEPSEEK_VL,
