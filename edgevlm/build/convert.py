@@ -212,7 +212,7 @@ def _plan(
             profile=profile.name if profile else None,
             plan=conversion.text,
             encoder=encoder,
-            imatrix=level.record if level else None,
+            imatrix=level.record_of(encoder, conversion.text) if level else None,
         ),
         FilePlan(
             name=file_name(conversion.name, "mmproj", projector_level),
@@ -221,7 +221,7 @@ def _plan(
             profile=profile_name(projector_encoder),
             plan=conversion.mmproj,
             encoder=projector_encoder,
-            imatrix=level.record if level and importance else None,
+            imatrix=level.record_of(projector_encoder, conversion.mmproj) if level else None,
         ),
     )
     if profile is not None:

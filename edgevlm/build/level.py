@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgevlm_convert.writer import GGUFPlan
+
 from edgevlm.build.output import FilePlan
 from edgevlm.errors import ProfileError
 from edgevlm.files import sha256_file
@@ -40,6 +42,13 @@ class ChosenLevel:
         """Return what the importance matrix knows of the projector, None for nothing."""
         return self.imatrix.importance.for_projector() if self.imatrix is not None else None
 
+    def record_of(self, encoder: LevelEncoder | None, plan: GGUFPlan) -> ImatrixRecord | None:
+        """Return what the manifest says of the importance matrix in a file, None for none."""
+        if self.record is None or encoder is None or encoder.importance is None:
+            return None
+        without = encoder.importance.without(plan.types)
+        return self.record.model_copy(update={"n_without": len(without)})
+
 
 def choose_level(
     level: str, *, tensor_types: Sequence[str] = (), imatrix: Path | None = None
@@ -64,6 +73,8 @@ def choose_level(
         datasets=list(read.datasets),
         n_chunks=read.n_chunks,
         n_unseen=len(read.unseen),
+        n_images=read.n_images,
+        n_prompts=read.n_prompts,
     )
     return ChosenLevel(profile=profile, imatrix=read, record=record)
 

@@ -115,14 +115,15 @@ def _text_plan(
     from edgevlm.quantize.run import plan_quantize
 
     encoder = level.encoder()
+    plan = plan_quantize(source, encoder, allow_requantize=requantized_from is not None)
     return FilePlan(
         name=file_name(name, "text", encoder.level),
         role="text",
         level=encoder.level,
         profile=encoder.level,
-        plan=plan_quantize(source, encoder, allow_requantize=requantized_from is not None),
+        plan=plan,
         encoder=encoder,
-        imatrix=level.record,
+        imatrix=level.record_of(encoder, plan),
         requantized_from=requantized_from,
     )
 
@@ -135,14 +136,15 @@ def _mmproj_plan(
 
     importance = level.projector_importance()
     encoder = mmproj_encoder(type_, profile=level.profile, importance=importance)
+    plan = plan_quantize(source, encoder, allow_requantize=requantized_from is not None)
     return FilePlan(
         name=file_name(name, "mmproj", encoder.level),
         role="mmproj",
         level=encoder.level,
         profile=profile_name(encoder),
-        plan=plan_quantize(source, encoder, allow_requantize=requantized_from is not None),
+        plan=plan,
         encoder=encoder,
-        imatrix=level.record if importance is not None else None,
+        imatrix=level.record_of(encoder, plan),
         requantized_from=requantized_from,
     )
 

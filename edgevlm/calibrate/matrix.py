@@ -22,7 +22,7 @@ from edgevlm.errors import GGUFError, OutputError, QuantizationError
 from edgevlm.gguf_file import GGUFFile, read_gguf
 from edgevlm.native.channel_sums import MatrixSums
 from edgevlm.native.text_context import IMAGE_ROWS, TEXT_ROWS
-from edgevlm.quantize.imatrix_file import f32_values
+from edgevlm.quantize.imatrix_file import IMAGES_KEY, PROMPTS_KEY, f32_values
 
 Sums = Mapping[str, Mapping[str, MatrixSums]]
 _MODEL_KEY, _DONE_KEY = "edgevlm.calibrate.model", "edgevlm.calibrate.done"
@@ -102,6 +102,8 @@ def write_matrix(
         _MODEL_KEY: string(progressed.model),
         _DONE_KEY: array("STRING", progressed.done),
         _WEIGHT_KEY: f32(image_weight),
+        IMAGES_KEY: u32(len({image_of(one) for one in progressed.done})),
+        PROMPTS_KEY: u32(len(progressed.done)),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -114,6 +116,16 @@ def write_matrix(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def identify(image_sha256: str, prompt_sha256: str) -> str:
+    """Return what identifies a prompt about an image."""
+    return f"{image_sha256[:16]}-{prompt_sha256[:16]}"
+
+
+def image_of(identity: str) -> str:
+    """Return what identifies the image of a prompt."""
+    return identity.partition("-")[0]
 
 
 def _tensor(name: str, values: NDArray[np.float64] | NDArray[np.int64]) -> OutputTensor:

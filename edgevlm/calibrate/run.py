@@ -7,12 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevlm.calibrate.matrix import Progressed, read_progress, write_matrix
-from edgevlm.errors import ImageError, ModelLoadError, QuantizationError, SourceNotFoundError
+from edgevlm.calibrate.matrix import Progressed, identify, read_progress, write_matrix
+from edgevlm.errors import (
+    ContextOverflowError,
+    EdgeVLMError,
+    ImageError,
+    ModelLoadError,
+    QuantizationError,
+    SourceNotFoundError,
+)
 from edgevlm.files import sha256_file
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.gguf_shards import read_model
 from edgevlm.native.channel_sums import ChannelSums
+from edgevlm.native.devices import devices
+from edgevlm.native.library import interrupts_deferred
 from edgevlm.progress import SILENT, Progress
 from edgevlm.quantize.run import quantized_type
 from edgevlm.runtime.image import load_image
@@ -89,7 +98,7 @@ def calibrate(
 ) -> Calibrated:
     """Collect an importance matrix and write it to `out`.
 
-    On Ctrl-C what was collected is written first; `Options.resume` goes on from there.
+    On Ctrl-C or an error what was collected is written first; `Options.resume` goes on from there.
 
     Args:
         text: the 16-bit text model.
@@ -98,7 +107,7 @@ def calibrate(
         out: the file to write.
         options: see there.
         progress: told each prompt.
-        note: told each image that is left out.
+        note: told each image that is left out, and what else a user should know.
 
     Raises:
         QuantizationError: a file is quantized, or the file to go on from belongs to another model.
@@ -106,13 +115,11 @@ def calibrate(
         ModelLoadError: tensors of the installed llama.cpp cannot be read.
     """
     running = ChannelSums(leaves_out_steps=True)
-    if running.fault:
-        raise ModelLoadError(
-            f"calibration reads tensors of llama.cpp, which is not possible here: {running.fault}",
-            hint="install the llama-cpp-python that edgevlm names",
-        )
-    for file in (read_model(text), read_model(mmproj)):
-        _check_floats(file)
+    _check(text, mmproj, running)
+    cards = [one.name for one in devices() if one.kind in ("gpu", "igpu")]
+    if cards:
+        # Each product would be copied back, and kernels that join several could not be used.
+        note(f"calibrating on the CPU, though there is {', '.join(cards)}")
     state = _State(out=out, model=_identity(text, mmproj), running=running, options=options)
     if options.resume:
         state.go_on()
@@ -128,9 +135,13 @@ def calibrate(
             for sample in samples:
                 _run(vlm, sample, state, images, result, note)
                 advance(1)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EdgeVLMError):
             state.write(samples)
-            note(f"kept what was collected in `{out}`: --resume goes on")
+            note(
+                f"kept what {len(state.done)} prompts gave in `{out}`: --resume goes on"
+                if state.done
+                else "no prompt was through yet: nothing is kept"
+            )
             raise
     if not state.done:
         raise ImageError(
@@ -169,12 +180,15 @@ class _State:
 
     def add(self, digest: str) -> None:
         # A prompt that was interrupted must not be counted in parts.
-        self.sums.merged(self.running.sums)
-        self.running.sums.clear()
-        self.done.append(digest)
+        with interrupts_deferred():
+            self.sums.merged(self.running.sums)
+            self.running.sums.clear()
+            self.done.append(digest)
 
     def write(self, samples: Sequence[Sample]) -> None:
-        if self.done:
+        if not self.done:
+            return
+        with interrupts_deferred():
             write_matrix(
                 self.out,
                 Progressed(model=self.model, done=tuple(self.done), sums=self.sums.sums),
@@ -207,19 +221,19 @@ def _run(
     try:
         pixels = images.load(sample.image)
         digest = _digest(sample)
-    except (ImageError, SourceNotFoundError) as error:
+        if digest in state.done:
+            return
+        answer = vlm.tokenize(sample.answer) if sample.answer else []
+        if not _collect(vlm, sample.prompt, pixels, answer, state):
+            # A recurrent memory cannot forget its end: there every step is looked at.
+            state.running.leaves_out_steps = False
+            _collect(vlm, sample.prompt, pixels, answer, state)
+    except (ImageError, SourceNotFoundError, ContextOverflowError) as error:
         reason = f"left out {sample.image}: {error.message}"
         if reason not in result.skipped:
             result.skipped.append(reason)
             note(reason)
         return
-    if digest in state.done:
-        return
-    answer = vlm.tokenize(sample.answer) if sample.answer else []
-    if not _collect(vlm, sample.prompt, pixels, answer, state):
-        # A recurrent memory cannot forget its end: there every step is looked at.
-        state.running.leaves_out_steps = False
-        _collect(vlm, sample.prompt, pixels, answer, state)
     state.add(digest)
     result.n_run += 1
     if result.n_run % _SAVE_EVERY == 0:
@@ -244,7 +258,7 @@ def _collect(vlm: VLM, prompt: str, pixels: Pixels, answer: Sequence[int], state
 
 def _digest(sample: Sample) -> str:
     words = f"{sample.prompt}\n{sample.answer or ''}".encode()
-    return f"{sha256_file(sample.image)[:16]}-{hashlib.sha256(words).hexdigest()[:16]}"
+    return identify(sha256_file(sample.image), hashlib.sha256(words).hexdigest())
 
 
 def _identity(text: Path, mmproj: Path) -> str:
@@ -253,6 +267,16 @@ def _identity(text: Path, mmproj: Path) -> str:
         f" {file.n_bytes} bytes)"
         for file in (read_model(text), read_model(mmproj))
     )
+
+
+def _check(text: Path, mmproj: Path, running: ChannelSums) -> None:
+    if running.fault:
+        raise ModelLoadError(
+            f"calibration reads tensors of llama.cpp, which is not possible here: {running.fault}",
+            hint="install the llama-cpp-python that edgevlm names",
+        )
+    for file in (read_model(text), read_model(mmproj)):
+        _check_floats(file)
 
 
 def _check_floats(file: GGUFFile) -> None:

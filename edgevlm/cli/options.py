@@ -120,7 +120,7 @@ ImatrixOption = Annotated[
     typer.Option(
         "--imatrix",
         metavar="FILE",
-        help="Importance matrix, as llama-imatrix writes it (.gguf or .dat).",
+        help="Importance matrix of `edgevlm calibrate`, or of llama-imatrix (.gguf or .dat).",
         show_default=False,
     ),
 ]

@@ -22,6 +22,8 @@ _MAX_TYPES = 256
 _FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 # The largest F16: blocks keep their scales in it. Beyond, kernels write infinities, and some abort.
 _MAX_MAGNITUDE = 65504.0
+# Importance of 2^14 beside values of 65504: sums and their squares stay finite in every kernel.
+_MAX_IMPORTANCE_EXPONENT = 14
 # Types of `ggml_quantize_chunk` with no case for them: it aborts. They hold activations or indices.
 _NOT_FOR_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 # void to_float(const void * blocks, float * values, int64_t n_values)
@@ -177,7 +179,7 @@ def quantize_rows(
             finite or beyond 65504, or the type needs an imatrix that was not given.
     """
     _check_rows(rows, type)
-    _check_imatrix(imatrix, type, rows.shape[1])
+    imatrix = _checked_imatrix(imatrix, type, rows.shape[1])
     n_rows, n_per_row = rows.shape
     n_bytes = n_rows * row_n_bytes(type, n_per_row)
     if type == "F32":
@@ -244,14 +246,17 @@ def _check_rows(rows: NDArray[np.float32], type: str) -> None:
         )
 
 
-def _check_imatrix(imatrix: NDArray[np.float32] | None, type: str, n_per_row: int) -> None:
+def _checked_imatrix(
+    imatrix: NDArray[np.float32] | None, type: str, n_per_row: int
+) -> NDArray[np.float32] | None:
+    """Return the importance as ggml can take it."""
     if imatrix is None:
         if requires_imatrix(type):
             raise QuantizationError(
                 f"{type} needs an importance matrix",
                 hint="make one with `edgevlm calibrate`, then pass `--imatrix FILE`",
             )
-        return
+        return None
     if (
         imatrix.shape != (n_per_row,)
         or imatrix.dtype != np.float32
@@ -267,3 +272,7 @@ def _check_imatrix(imatrix: NDArray[np.float32] | None, type: str, n_per_row: in
             "the importance matrix holds negative or non-finite values",
             hint="make it again with `edgevlm calibrate`",
         )
+    # Sums of IQ types overflow for large values, and ggml then aborts the process. Only ratios
+    # count, so a power of two changes no bit of what does not overflow.
+    excess = int(np.frexp(imatrix.max())[1]) - _MAX_IMPORTANCE_EXPONENT
+    return np.ldexp(imatrix, -excess) if excess > 0 else imatrix

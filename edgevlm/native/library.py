@@ -220,12 +220,12 @@ def complaints() -> Generator[deque[str]]:
     # `import llama_cpp` elsewhere puts the high-level package's own log callback in place.
     _route_logs(load_library())
     _sink.complaints.clear()
-    with _interrupts_deferred():
+    with interrupts_deferred():
         yield _sink.complaints
 
 
 @contextmanager
-def _interrupts_deferred() -> Generator[None]:
+def interrupts_deferred() -> Generator[None]:
     """Put off Ctrl-C to the end of the block.
 
     Python handles a signal when it next runs Python code: in a library that logs, that is the

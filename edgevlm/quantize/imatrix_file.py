@@ -21,6 +21,8 @@ from edgevlm.errors import GGUFError, QuantizationError, SourceNotFoundError
 from edgevlm.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from edgevlm.quantize.importance import Importance
 
+# What `edgevlm calibrate` adds: how many images and prompts the model was run over.
+IMAGES_KEY, PROMPTS_KEY = "edgevlm.calibrate.images", "edgevlm.calibrate.prompts"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_BYTES = 4 << 30
 _MAX_NAME_BYTES = 1024
@@ -36,12 +38,16 @@ class Imatrix:
         datasets: names of what it was made from, as the file says.
         n_chunks: of text that were read, as the file says.
         unseen: matrices (experts) that saw no input: their channels all count the same.
+        n_images: that the model was shown, None where the file does not say.
+        n_prompts: that it was asked, None where the file does not say.
     """
 
     importance: Importance
     datasets: tuple[str, ...]
     n_chunks: int
     unseen: tuple[str, ...]
+    n_images: int | None = None
+    n_prompts: int | None = None
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -94,8 +100,10 @@ def _read_gguf(file: GGUFFile) -> Imatrix:
     return Imatrix(
         importance=Importance(channels=MappingProxyType(channels)),
         datasets=_datasets(file),
-        n_chunks=_n_chunks(file),
+        n_chunks=_number(file, "imatrix.chunk_count") or 0,
         unseen=tuple(unseen),
+        n_images=_number(file, IMAGES_KEY),
+        n_prompts=_number(file, PROMPTS_KEY),
     )
 
 
@@ -131,9 +139,9 @@ def _datasets(file: GGUFFile) -> tuple[str, ...]:
     return tuple(str(item) for item in value.head(100)) if value and value.is_array else ()
 
 
-def _n_chunks(file: GGUFFile) -> int:
-    value = file.metadata.get("imatrix.chunk_count")
-    return value.value if value is not None and isinstance(value.value, int) else 0
+def _number(file: GGUFFile, key: str) -> int | None:
+    value = file.metadata.get(key)
+    return value.value if value is not None and isinstance(value.value, int) else None
 
 
 def _read_dat(path: Path, data: bytes) -> Imatrix:

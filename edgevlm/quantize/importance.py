@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,15 @@ from edgevlm.quantize.tensors import TOKEN_EMBEDDINGS
 # for them.
 _NEEDED_BY = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 _WITHOUT = frozenset({*TOKEN_EMBEDDINGS, "output.weight"})
-_TEXT_NAMES = ("blk.", "output.", *TOKEN_EMBEDDINGS)
+_LAYER = "blk."
+_TEXT_NAMES = (_LAYER, "output.", *TOKEN_EMBEDDINGS)
+# Types whose encoder does not look at it.
+_UNWEIGHTED = frozenset({"F32", "F16", "BF16", "Q8_0"})
+# Names in an error or a note.
+_N_NAMED = 3
 # Zeros that a projector's rows may grow by, see padding.py.
 _MAX_GROWN = 256
+_ANOTHER = "it was made for another model: `edgevlm calibrate` makes one of this"
 _HINT = "make one with `edgevlm calibrate`, then pass `--imatrix FILE`"
 
 
@@ -56,6 +62,18 @@ class Importance:
         names = [name for name in self.channels if not name.startswith(_TEXT_NAMES)]
         return Importance(channels={name: self.channels[name] for name in names}) if names else None
 
+    def without(self, types: Mapping[str, str]) -> list[str]:
+        """Return the tensors whose channels will count evenly, for nothing is known of them.
+
+        Args:
+            types: the types chosen, by tensor name.
+        """
+        return [
+            name
+            for name, type_ in types.items()
+            if type_ not in _UNWEIGHTED and name not in self.channels and name not in _WITHOUT
+        ]
+
     def _of(self, info: TensorInfo) -> NDArray[np.float32] | None:
         channels = self.channels.get(info.name)
         n_due = _n_channels(info)
@@ -86,16 +104,12 @@ def check_importance(
     channels: Mapping[str, NDArray[np.float32]] = {}
     if importance is not None:
         channels = importance.channels
-    if importance is not None and not channels.keys() & tensors.keys():
-        some = ", ".join(f"`{name}`" for name in sorted(channels)[:3]) or "nothing"
-        raise QuantizationError(
-            f"the importance matrix names no tensor of this model (it has {some})",
-            hint="it was made for another model",
-        )
-    for name, info in tensors.items():
+    if importance is not None:
+        _check_names(channels, tensors)
         # llama.cpp excepts the token embedding, for which nothing useful is ever collected.
-        if name in channels and name not in TOKEN_EMBEDDINGS:
-            _check_shape(name, info, channels[name])
+        _check_shapes(
+            {name: one for name, one in channels.items() if name not in TOKEN_EMBEDDINGS}, tensors
+        )
     missing = [
         name
         for name, type_ in types.items()
@@ -113,15 +127,54 @@ def check_importance(
         )
 
 
-def _check_shape(name: str, info: TensorInfo, channels: NDArray[np.float32]) -> None:
+def _check_names(
+    channels: Mapping[str, NDArray[np.float32]], tensors: Mapping[str, TensorInfo]
+) -> None:
+    """Refuse channels of a layer that the model lacks; llama.cpp would pass over them."""
+    if not channels.keys() & tensors.keys():
+        raise QuantizationError(
+            f"the importance matrix names no tensor of this model (it has {_listed(channels)})",
+            hint=_ANOTHER,
+        )
+    is_text = any(name.startswith(_LAYER) for name in tensors)
+    # A file of ours has the projector's channels beside those of the text model.
+    own = [name for name in channels if not is_text or name.startswith(_LAYER)]
+    strange = [name for name in own if name not in tensors]
+    if strange:
+        raise QuantizationError(
+            f"the importance matrix has channels for {len(strange)} tensors that this model lacks:"
+            f" {_listed(strange)}",
+            hint=_ANOTHER,
+        )
+
+
+def _check_shapes(
+    channels: Mapping[str, NDArray[np.float32]], tensors: Mapping[str, TensorInfo]
+) -> None:
+    wrong = [
+        f"{one.size} channels for `{name}`, the tensor has {_n_channels(tensors[name])}"
+        for name, one in channels.items()
+        if name in tensors and not _fits(name, tensors[name], one)
+    ]
+    if wrong:
+        some = "; ".join(wrong[:_N_NAMED])
+        raise QuantizationError(
+            f"the importance matrix differs in {len(wrong)} tensors: it has {some}"
+            + (" ..." if len(wrong) > _N_NAMED else ""),
+            hint=_ANOTHER,
+        )
+
+
+def _fits(name: str, info: TensorInfo, channels: NDArray[np.float32]) -> bool:
     n_due = _n_channels(info)
     has_grown = not name.startswith(_TEXT_NAMES) and n_due - _MAX_GROWN < channels.size < n_due
-    if channels.size != n_due and not has_grown:
-        raise QuantizationError(
-            f"the importance matrix has {channels.size} channels for `{name}`, the tensor has"
-            f" {n_due}",
-            hint="it was made for another model",
-        )
+    return channels.size == n_due or has_grown
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = sorted(names)
+    some = ", ".join(f"`{name}`" for name in every[:_N_NAMED])
+    return (some or "nothing") + (" ..." if len(every) > _N_NAMED else "")
 
 
 def _n_channels(info: TensorInfo) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +18,16 @@ from PIL import Image
 from edgevlm.calibrate.matrix import balanced, read_progress
 from edgevlm.calibrate.run import Options, Sample, calibrate
 from edgevlm.cli.app import main
-from edgevlm.errors import ImageError, ModelLoadError, QuantizationError
+from edgevlm.errors import ContextOverflowError, ImageError, ModelLoadError, QuantizationError
 from edgevlm.gguf_file import GGUFTensor, read_gguf
 from edgevlm.native.channel_sums import ChannelSums, MatrixSums
+from edgevlm.native.devices import Device
 from edgevlm.progress import Advance, Unit
 from edgevlm.quantize.encode import text_encoder
 from edgevlm.quantize.imatrix_file import read_imatrix
 from edgevlm.quantize.profile_file import load_profile
-from edgevlm.runtime.vlm import open_vlm
+from edgevlm.runtime.answer import Answer
+from edgevlm.runtime.vlm import VLM, open_vlm
 from tests.goldens.files import drawn_image
 from tests.quantize.quantizing import llama_quantize, quantize_file
 
@@ -143,8 +147,11 @@ def test_experts_are_counted_one_by_one(
         assert experts.counts.sum() == rows * n_used
 
 
-class _Interrupting:
-    """A progress that is interrupted behind the second prompt."""
+class _StopsAt:
+    """A progress that raises behind the prompt of that number."""
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        self._number, self._error = number, error
 
     @contextmanager
     def task(
@@ -155,8 +162,8 @@ class _Interrupting:
 
         def advance(amount: int, /) -> None:
             seen.append(amount)
-            if len(seen) == 2:
-                raise KeyboardInterrupt
+            if len(seen) == self._number:
+                raise self._error
 
         yield advance
 
@@ -167,8 +174,19 @@ def test_ctrl_c_keeps_what_was_collected(
     text, mmproj = sixteen_bits("shapes")
     whole, parts = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
     calibrate(text, mmproj, samples, out=whole, options=OPTIONS)
+    notes: list[str] = []
+    interrupted = _StopsAt(2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        calibrate(text, mmproj, samples, out=parts, options=OPTIONS, progress=_Interrupting())
+        calibrate(
+            text,
+            mmproj,
+            samples,
+            out=parts,
+            options=OPTIONS,
+            progress=interrupted,
+            note=notes.append,
+        )
+    assert notes == [f"kept what 2 prompts gave in `{parts}`: --resume goes on"]
     assert len(read_progress(parts).done) == 2
     resumed = Options(image_weight=0.5, max_tokens=4, n_threads=1, resume=True)
     result = calibrate(text, mmproj, samples, out=parts, options=resumed)
@@ -177,6 +195,60 @@ def test_ctrl_c_keeps_what_was_collected(
     assert one.keys() == other.keys()
     for name, channels in one.items():
         np.testing.assert_allclose(channels, other[name], rtol=1e-4, atol=1e-7)
+
+
+def test_ctrl_c_before_the_first_prompt_is_through_keeps_nothing_and_says_so(
+    sixteen_bits: Callable[[str], Files],
+    tmp_path: Path,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pressed(self: ChannelSums, node: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ChannelSums, "computed", pressed)
+    notes: list[str] = []
+    out = tmp_path / "i.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(*sixteen_bits("shapes"), samples, out=out, options=OPTIONS, note=notes.append)
+    assert notes == ["no prompt was through yet: nothing is kept"]
+    assert not out.exists()
+
+
+def test_an_error_keeps_what_was_collected(
+    sixteen_bits: Callable[[str], Files], tmp_path: Path, samples: list[Sample]
+) -> None:
+    out = tmp_path / "i.gguf"
+    failing = _StopsAt(1, ModelLoadError("llama.cpp failed to decode"))
+    with pytest.raises(ModelLoadError):
+        calibrate(*sixteen_bits("shapes"), samples, out=out, options=OPTIONS, progress=failing)
+    assert len(read_progress(out).done) == 1
+
+
+def test_a_card_is_named_and_not_used(
+    sixteen_bits: Callable[[str], Files],
+    tmp_path: Path,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = Device(
+        name="CUDA0",
+        description="a card",
+        backend="CUDA",
+        kind="gpu",
+        total_n_bytes=0,
+        free_n_bytes=0,
+    )
+    monkeypatch.setattr("edgevlm.calibrate.run.devices", lambda: (card,))
+    notes: list[str] = []
+    calibrate(
+        *sixteen_bits("shapes"),
+        samples[:1],
+        out=tmp_path / "i.gguf",
+        options=OPTIONS,
+        note=notes.append,
+    )
+    assert notes == ["calibrating on the CPU, though there is CUDA0"]
 
 
 def test_modalities_are_balanced_by_their_means() -> None:
@@ -213,6 +285,28 @@ def test_images_that_cannot_be_read_are_named_and_left_out(
     with pytest.raises(ImageError, match="none of the 2 prompts"):
         calibrate(text, mmproj, bad, out=tmp_path / "none.gguf", options=OPTIONS)
     assert not (tmp_path / "none.gguf").exists()
+
+
+def test_an_image_that_the_model_cannot_be_shown_is_left_out(
+    sixteen_bits: Callable[[str], Files],
+    tmp_path: Path,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encode = VLM.generate
+
+    def refusing(self: VLM, prompt: str, *args: Any, **options: Any) -> Answer:
+        if prompt == samples[1].prompt:
+            raise ContextOverflowError("the prompt has 9,000 tokens")
+        return encode(self, prompt, *args, **options)
+
+    monkeypatch.setattr(VLM, "generate", refusing)
+    out = tmp_path / "i.gguf"
+    result = calibrate(*sixteen_bits("shapes"), samples[:3], out=out, options=OPTIONS)
+    assert result.n_run == 2
+    assert result.skipped == [f"left out {samples[1].image}: the prompt has 9,000 tokens"]
+    # Nothing of it is counted.
+    assert len(read_progress(out).done) == 2
 
 
 def test_a_fault_while_a_graph_runs_fails_the_run(
@@ -267,3 +361,41 @@ def test_the_command_line(
     capsys.readouterr()
     assert main(["calibrate", folder, "--out", str(out)]) == 1
     assert "holds no GGUF file" in capsys.readouterr().err
+
+
+def test_the_manifest_keeps_the_hash_and_how_much_was_seen(
+    sixteen_bits: Callable[[str], Files],
+    tmp_path: Path,
+    samples: list[Sample],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text, mmproj = sixteen_bits("shapes")
+    out = tmp_path / "i.gguf"
+    calibrate(text, mmproj, samples, out=out, options=OPTIONS)
+    model = str(text.parent)
+    assert main(["quantize", model, "--level", "Q4_K_M", "--imatrix", str(out), "--json"]) == 0
+    for entry in json.loads(capsys.readouterr().out)["files"]:
+        record = entry["imatrix"]
+        assert record["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+        assert (record["n_images"], record["n_prompts"], record["n_without"]) == (2, 4, 0)
+
+
+def test_prompts_look_for_their_images_in_the_folder_of_images(
+    tmp_path: Path, samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = samples[0].image.parent
+    prompts = tmp_path / "elsewhere" / "prompts.jsonl"
+    prompts.parent.mkdir()
+    prompts.write_text(
+        '{"image": "1.png", "prompt": "How many?"}\n{"prompt": "What is it?", "answer": "red"}\n'
+    )
+    out = ["--out", str(tmp_path / "i.gguf"), "--max-tokens", "2", "--json"]
+    command = ["calibrate", "shapes", "--prompts", str(prompts)]
+    # The second names no image: it is asked about both.
+    assert main([*command, "--images", str(folder), *out]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["n_run"], document["skipped"]) == (3, [])
+    assert main([*command, *out, "--force"]) == 1
+    assert "--images DIR" in capsys.readouterr().err
+    assert main([*command, "--images", str(folder), "--answers", *out, "--force"]) == 1
+    assert "without an answer" in capsys.readouterr().err

@@ -87,6 +87,18 @@ def test_imatrix_moves_the_error_to_where_it_matters_less() -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "IQ4_NL", "IQ3_S", "IQ2_S"])
+def test_large_importance_counts_by_its_ratios(name: str) -> None:
+    # As large numbers as a float holds: the kernels' sums would overflow, and IQ types abort then.
+    importance = np.linspace(0.25, 1.0, 512, dtype=np.float32) ** 4
+    expected = ggml.quantize_rows(ROWS, name, importance)
+    for exponent in (40, 127):
+        assert ggml.quantize_rows(ROWS, name, np.ldexp(importance, exponent)) == expected
+    alone = np.ones(512, dtype=np.float32)
+    alone[7] = 3e38
+    assert len(ggml.quantize_rows(ROWS, name, alone)) == len(expected)
+
+
 def test_threads_give_the_same_bytes() -> None:
     rows = RNG.standard_normal((64, 512)).astype(np.float32)
     slabs = [rows[start : start + 8] for start in range(0, 64, 8)]

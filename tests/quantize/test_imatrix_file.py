@@ -12,6 +12,7 @@ from edgevlm_convert.encoder import TensorInfo
 from numpy.typing import NDArray
 
 from edgevlm.errors import EdgeVLMError, QuantizationError, SourceNotFoundError
+from edgevlm.native.ggml import quantize_rows
 from edgevlm.quantize.imatrix_file import read_imatrix
 from edgevlm.quantize.importance import Importance, check_importance
 
@@ -112,10 +113,13 @@ def test_another_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["gguf", "dat"])
 def test_damage_ends_in_an_error_or_a_matrix(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"i.{form}"
+    values = np.linspace(0.1, 9, 256, dtype=np.float32)
+    rows = np.linspace(-1, 1, 256, dtype=np.float32)[None]
     if form == "gguf":
-        write_imatrix(path)
+        write_imatrix(path, {**SUMS, DENSE: (values[None], [3.0])})
     else:
-        write_dat(path, {DENSE: (2, [2.0, 4.0]), "output.weight": (1, [5.0])})
+        write_dat(path, {DENSE: (2, values.tolist()), "output.weight": (1, [5.0])})
+    n_encoded = 0
     whole, chance = path.read_bytes(), random.Random(5)
     for _ in range(500):
         data = bytearray(whole[: chance.choice([len(whole), chance.randrange(len(whole))])])
@@ -127,7 +131,13 @@ def test_damage_ends_in_an_error_or_a_matrix(tmp_path: Path, form: str) -> None:
             found = read_imatrix(path)
         except EdgeVLMError:
             continue
-        assert all(np.isfinite(one).all() for one in found.importance.channels.values())
+        for channels in found.importance.channels.values():
+            assert np.isfinite(channels).all()
+            # The kernel that ends the process when its sums overflow.
+            if channels.size == 256:
+                quantize_rows(rows, "IQ3_S", channels)
+                n_encoded += 1
+    assert n_encoded > 100
 
 
 def test_a_matrix_of_another_model_is_refused() -> None:
@@ -135,9 +145,45 @@ def test_a_matrix_of_another_model_is_refused() -> None:
     wider = Importance(channels={DENSE: np.ones(9, np.float32)})
     with pytest.raises(QuantizationError, match=r"has 9 channels .* the tensor has 8"):
         check_importance(wider, {DENSE: "Q4_0"}, tensors)
+    names = [f"blk.{index}.ffn_up.weight" for index in range(5)]
+    several = {name: TensorInfo(name=name, shape=(3, 8), type="F16") for name in names}
+    wider = Importance(channels={name: np.ones(9, np.float32) for name in names})
+    with pytest.raises(QuantizationError, match=r"in 5 tensors.*blk\.0.*blk\.1.*blk\.2.* \.\.\.$"):
+        check_importance(wider, dict.fromkeys(names, "Q4_0"), several)
+    # A model of the same width with more layers; what the projector has is not asked here.
+    deeper = Importance(
+        channels={DENSE: np.ones(8, np.float32)}
+        | {
+            name: np.ones(8, np.float32)
+            for name in ("blk.1.ffn_up.weight", "v.blk.7.ffn_up.weight")
+        }
+    )
+    with pytest.raises(
+        QuantizationError, match=r"1 tensors that this model lacks: `blk\.1\.ffn_up"
+    ):
+        check_importance(deeper, {DENSE: "Q4_0"}, tensors)
+    tower = {
+        "v.blk.0.ffn_up.weight": TensorInfo(name="v.blk.0.ffn_up.weight", shape=(3, 8), type="F16")
+    }
+    deeper = Importance(
+        channels={
+            name: np.ones(8, np.float32)
+            for name in ("v.blk.0.ffn_up.weight", "v.blk.1.ffn_up.weight")
+        }
+    )
+    with pytest.raises(QuantizationError, match=r"1 tensors .*`v\.blk\.1\.ffn_up"):
+        check_importance(deeper, {}, tower)
     other = Importance(channels={"blk.0.other.weight": np.ones(8, np.float32)})
     with pytest.raises(QuantizationError, match=r"names no tensor of this model"):
         check_importance(other, {DENSE: "Q4_0"}, tensors)
+
+
+def test_tensors_without_channels_are_counted() -> None:
+    importance = Importance(channels={DENSE: np.ones(8, np.float32)})
+    types = {DENSE: "Q4_0", "blk.0.ffn_down.weight": "Q6_K", "blk.0.ffn_gate.weight": "Q8_0"}
+    types |= {"token_embd.weight": "Q6_K", "blk.0.norm.weight": "F32"}
+    # 8 bits are encoded without, and nobody collects anything for embeddings.
+    assert importance.without(types) == ["blk.0.ffn_down.weight"]
 
 
 def test_types_that_need_one_are_named() -> None:
