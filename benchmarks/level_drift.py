@@ -118,11 +118,19 @@ def main() -> int:
 def ask(text: Path, mmproj: Path) -> list[Asked]:
     """Return the built-in questions and a description of every image, with 16-bit answers."""
     folder = built_in_folder()
+    prompts = read_prompts(folder / "prompts.jsonl")
+    scenes = [(load_image(folder / one.paths[0]), one.prompt) for one in prompts]
+    return ask_about(scenes, text, mmproj)
+
+
+def ask_about(
+    scenes: Sequence[tuple[NDArray[np.uint8], str]], text: Path, mmproj: Path
+) -> list[Asked]:
+    """Return the question and a description of each picture, with 16-bit answers, in turn."""
     asked: list[Asked] = []
     with open_vlm(model=text, mmproj=mmproj, n_ctx=CONTEXT, device="cpu") as vlm:
-        for prompt in read_prompts(folder / "prompts.jsonl"):
-            pixels = load_image(folder / prompt.paths[0])
-            for question in (prompt.prompt, DESCRIBE):
+        for pixels, own in scenes:
+            for question in (own, DESCRIBE):
                 answer = vlm.generate(question, [pixels]).token_ids[:MAX_TOKENS]
                 logits = vlm.answer_logits(question, [pixels], answer=answer)
                 asked.append(
@@ -160,12 +168,8 @@ def measure(
 ) -> Drift:
     """Quantize the text model, and lead it along the answers."""
     path = folder / "level.gguf"
-    if importance is None:
-        profile = replace_imatrix_types(profile)
-    encoder = text_encoder(profile, importance=importance)
-    write_gguf(plan_quantize(text, encoder), path, encoder=encoder)
-    with open_vlm(model=path, mmproj=mmproj, n_ctx=CONTEXT, device="cpu") as vlm:
-        parts = [divergence(vlm, one) for one in asked]
+    quantize(profile, text, path, importance)
+    parts = lead(path, mmproj, asked)
     means = np.array([[kld.sum(), len(kld)] for kld, _ in parts])
     klds = np.concatenate([kld for kld, _ in parts])
     same = np.concatenate([same for _, same in parts])
@@ -179,6 +183,22 @@ def measure(
         same_top=float(same.mean()),
         n_tokens=len(klds),
     )
+
+
+def quantize(profile: QuantProfile, text: Path, path: Path, importance: Importance | None) -> None:
+    """Write the text model at a level."""
+    if importance is None:
+        profile = replace_imatrix_types(profile)
+    encoder = text_encoder(profile, importance=importance)
+    write_gguf(plan_quantize(text, encoder), path, encoder=encoder)
+
+
+def lead(
+    path: Path, mmproj: Path, asked: Sequence[Asked]
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Lead a model along the answers; return what `divergence` does of each."""
+    with open_vlm(model=path, mmproj=mmproj, n_ctx=CONTEXT, device="cpu") as vlm:
+        return [divergence(vlm, one) for one in asked]
 
 
 def replace_imatrix_types(profile: QuantProfile) -> QuantProfile:

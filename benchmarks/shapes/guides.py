@@ -29,7 +29,7 @@ RELATION_LAYER = 2
 class Guides(nn.Module):
     """Linear guides on a model of `transformers.Qwen3VLModel`, fed by forward hooks."""
 
-    def __init__(self, model: Any, width: int = 256) -> None:
+    def __init__(self, model: Any, *, width: int) -> None:
         super().__init__()
         self.under_tokens = nn.ModuleList(nn.Linear(width, n) for n in UNDER_TOKEN_CLASSES)
         self.mentions = nn.ModuleList(nn.Linear(width, 3) for _ in range(2))

@@ -49,7 +49,8 @@ class Trainer:
             arguments.source, dtype=torch.float32
         ).to(self.device)
         torch.manual_seed(arguments.run)
-        self.guides = Guides(self.model.model).to(self.device)
+        width = self.model.config.text_config.hidden_size
+        self.guides = Guides(self.model.model, width=width).to(self.device)
         self.packer = Packer(self.tokenizer)
         parameters = [*self.model.parameters(), *self.guides.parameters()]
         self.optimizer = torch.optim.AdamW(
@@ -74,7 +75,8 @@ class Trainer:
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return logits (n, vocabulary), the label and the place of each token to predict."""
         inputs = {name: value.to(self.device) for name, value in batch.inputs.items()}
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        mixed = not self.arguments.float32
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
             hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
             places = (batch.labels >= 0).to(self.device)
             logits = self.model.lm_head(hidden[places]).float()
@@ -229,6 +231,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="let the clock, not the steps, end the run")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--level", type=float, default=0.5, help="share of the run at full rate")
+    parser.add_argument(
+        "--float32", action="store_true", help="faster on processors without bfloat16"
+    )
     parser.add_argument("--images", type=int, default=32, help="images a step")
     parser.add_argument("--questions", type=int, default=9, help="questions an image, at most")
     parser.add_argument("--run", type=int, default=1, help="number of the run: the seed")
