@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _HEADERS = ("file", "level", "size", "bits/weight", "tensor types")
 _COLUMN_GAP = 3
+# Tensors that are left out for one reason and still named one by one; whole towers have hundreds.
+_MAX_NAMED = 12
 
 
 def show_built(
@@ -125,10 +127,8 @@ def _show_ledger(manifest: Manifest) -> None:
         console.out().print(f"  {len(ledger.adapted)} tensors changed by the adapter")
     if ledger.n_dequantized:
         console.out().print(f"  {ledger.n_dequantized} weights of 8 bits read as floats")
-    for name, reason in ledger.dropped.items():
-        console.out().print(
-            f"  dropped {console.printable(name)}: {reason}", markup=False, soft_wrap=True
-        )
+    for line in dropped_lines(ledger.dropped):
+        console.out().print(line, markup=False, soft_wrap=True)
     for loss in manifest.losses:
         console.out().print(f"  known loss: {loss}", markup=False, soft_wrap=True)
     if manifest.source.pre is not None:
@@ -142,6 +142,27 @@ def _show_ledger(manifest: Manifest) -> None:
             line = f"  known limit: {limit.reason} ({limit.n_probes} texts, first '{limit.first}')"
             console.out().print(line, markup=False, soft_wrap=True)
     console.out().print()
+
+
+def dropped_lines(dropped: Mapping[str, str]) -> list[str]:
+    """Return what to say of tensors that were left out: each by name, many of one reason in one.
+
+    Args:
+        dropped: reasons by name.
+    """
+    from edgevlm.cli import console
+
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(console.printable(name))
+    lines: list[str] = []
+    for reason, names in by_reason.items():
+        if len(names) <= _MAX_NAMED:
+            lines += [f"  dropped {name}: {reason}" for name in names]
+        else:
+            rest = f"{names[0]} and {len(names) - 1} more (edgevlm.json names them)"
+            lines.append(f"  dropped {rest}: {reason}")
+    return lines
 
 
 def _show_files(rows: Sequence[tuple[str, ...]]) -> None:

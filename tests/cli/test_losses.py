@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgevlm.cli.app import main
+from edgevlm.cli.built import dropped_lines
 from tests.goldens.files import redraw
 from tests.synthetic import write_checkpoint
 
@@ -56,3 +57,12 @@ def test_of_a_tokenizer_with_nfc(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"  known limit: {limit['reason']} ({limit['n_probes']} texts, first 'cafe" in shown
     assert main([*convert, "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokenizer"] == manifest["tokenizer"]
+
+
+def test_towers_that_are_left_out_are_a_line_each_and_few_tensors_are_named() -> None:
+    few = {f"probe.{number}": "no VLM uses it" for number in range(12)}
+    tower = {f"audio_tower.{number}": "hears" for number in range(13)}
+    lines = dropped_lines({"a\x1b": "odd", **few, **tower})
+    assert lines[1:13] == [f"  dropped {name}: no VLM uses it" for name in few]
+    assert lines[13:] == ["  dropped audio_tower.0 and 12 more (edgevlm.json names them): hears"]
+    assert "\x1b" not in lines[0]
