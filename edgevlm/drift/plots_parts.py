@@ -13,6 +13,8 @@ from edgevlm.drift.wording import kld
 
 _CELL_WIDTH, _CELL_HEIGHT = 17.0, 22.0
 _FAINTEST = 0.05
+# A narrower map would be magnified beside wide ones.
+_LEAST_COLUMNS = 28
 # The role of a block as a whole.
 _WHOLE = "all"
 
@@ -44,7 +46,7 @@ def layer_map(level: LevelReport) -> Chart | None:
             cells.append(rectangle((left + 0.04, row + 0.06), width - 0.08, 0.88))
             if layer.block is None:
                 words = kld(layer.mean_kld)
-                axes.text(n_blocks / 80, row + 0.5, words, va="center", fontsize=SMALL)
+                axes.text(n_blocks / 50, row + 0.5, words, va="center", fontsize=SMALL)
         collection = part_of("matplotlib.collections").PatchCollection
         colours = [(ACCENT, shade(layer)) for layer in layers]
         axes.add_collection(collection(cells, facecolors=colours, linewidths=0))
@@ -74,7 +76,7 @@ def layer_map(level: LevelReport) -> Chart | None:
             paint,
             name=f"layers-{level.level}",
             label=f"Drift by block and role at {level.level}. Most: {said}.",
-            width=110 + _CELL_WIDTH * max(16, n_blocks),
+            width=110 + _CELL_WIDTH * max(_LEAST_COLUMNS, n_blocks),
             height=50 + _CELL_HEIGHT * len(roles),
         ),
     )
