@@ -148,6 +148,21 @@ def test_equal_tokens_keep_argmaxs_order() -> None:
         assert diverge(kept, logits).same_top.all()
 
 
+def test_of_many_equal_tokens_the_first_stays_first() -> None:
+    """Forty tokens share the top; 900 more are too many to look at, and not needed."""
+    random = np.random.default_rng(9)
+    probabilities = np.full((20, 2000), 1e-12)
+    for row in probabilities:
+        places = random.permutation(2000)
+        row[places[:40]] = 1 / 40
+        row[places[40:940]] = 1e-6
+    logits = np.log(probabilities).astype(np.float32)
+    for max_tail in (1e-3, 1e-7):
+        kept = keep_rows(logits, max_tail=max_tail, most=1000 if max_tail < 1e-3 else 100)
+        assert np.diff(kept.offsets).max() < 1000
+        assert (top_tokens(kept) == logits.argmax(axis=1)).all()
+
+
 def test_no_more_tokens_are_kept_than_needed() -> None:
     """Halves: 2^-1, 2^-2 ... leave 2^-k after k tokens; 1e-7 lies between 2^-23 and 2^-24."""
     logits = (-math.log(2) * np.arange(1, 101)).astype(np.float32)[None]
