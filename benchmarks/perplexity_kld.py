@@ -2,6 +2,7 @@
 
     python benchmarks/perplexity_kld.py --peer LLAMA_PERPLEXITY [--shape qwen3-vl-0.5b]
                                         [--levels Q8_0 Q4_K_M Q2_K] [--chunks N] [--threads 2]
+                                        [--checkpoints DIR] [--json FILE]
 
 llama-perplexity scores text alone: the second half of each chunk of 512 tokens, 255 positions. It
 stores the baseline's logits in 16 bits, in steps of (largest - smallest) / 65535, where smallest is
@@ -17,10 +18,10 @@ The level `F16` is the baseline beside itself: ours is 0, theirs its noise. `log
 of ln PPL(level)/PPL(baseline); where the text holds tokens below exp(-16), theirs is off by the
 same amount at every level, the one that F16 shows.
 
-`--shape` takes a random
-checkpoint of a published shape (benchmarks/random_checkpoint.py) in place of the built-in model:
-its logits are nearly flat over the whole vocabulary, the hardest case for rows that are kept in
-part. The peer must be built from the llama.cpp that is installed.
+`--shape` takes a random checkpoint of a published shape (benchmarks/random_checkpoint.py) in place
+of the built-in model, its last norm scaled so that logits have a standard deviation of 2.5. They
+are flat over the whole vocabulary, the hardest case for rows that are kept in part: nearly all are
+kept whole. The peer must be built from the llama.cpp that is installed.
 
 stderr gets the table, `--json` the numbers.
 """
@@ -48,6 +49,7 @@ from edgevlm.build.resolve import built_in_checkpoint, built_in_folder
 from edgevlm.drift.kept_rows import KeptRows, diverge, keep_rows, token_logprobs
 from edgevlm.drift.metrics import ScoredAnswer, token_drift
 from edgevlm.drift.prompts import read_prompts
+from edgevlm.gguf_file import read_gguf
 from edgevlm.native.text_context import ContextOptions, TextContext, open_context
 from edgevlm.native.text_model import ModelOptions, open_text_model
 from edgevlm.quantize.encode import text_encoder
@@ -58,6 +60,7 @@ N_CTX = 512
 FIRST = N_CTX // 2
 LOWEST = -16.0
 SEED = 1
+SPREAD = 2.5
 PRINTED = {
     "mean_kld": r"Mean +KLD: +(\S+)",
     "max_kld": r"Maximum KLD: +(\S+)",
@@ -96,6 +99,7 @@ def main() -> int:
     )
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--shape")
+    parser.add_argument("--checkpoints", type=Path, help="folder, kept; made when it is missing")
     parser.add_argument("--levels", nargs="+", default=["Q8_0", "Q4_K_M", "Q2_K"])
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
@@ -106,7 +110,7 @@ def main() -> int:
         folder = Path(name)
         checkpoint = built_in_checkpoint()
         if options.shape:
-            checkpoint = folder / "checkpoint"
+            checkpoint = (options.checkpoints or folder) / options.shape
             make_checkpoint(checkpoint, options.shape)
         text = folder / "F16.gguf"
         write_gguf(plan_conversion(checkpoint, name="m", outtype="f16").text, text)
@@ -114,6 +118,9 @@ def main() -> int:
         words.write_text(some_text(), encoding="utf-8")
         peer = Peer(options.peer, words, options.chunks, options.threads)
         peer.run(text, ["--kl-divergence-base", str(folder / "base.kld")])
+        if options.shape:
+            spread(text, read_base(folder / "base.kld"), options.threads)
+            peer.run(text, ["--kl-divergence-base", str(folder / "base.kld")])
         base = read_base(folder / "base.kld")
         kept, logprobs = our_baseline(text, base, options.threads)
         for level in ("F16", *options.levels):
@@ -210,6 +217,18 @@ def chunks(path: Path, base: Base, n_threads: int) -> Iterator[NDArray[np.float3
 def second_half(context: TextContext, tokens: list[int]) -> NDArray[np.float32]:
     context.decode_tokens(tokens, n_logits=FIRST)
     return context.logits(FIRST)[:-1]
+
+
+def spread(path: Path, base: Base, n_threads: int) -> None:
+    """Scale the last norm of a model so that its logits have the standard deviation SPREAD."""
+    logits = next(chunks(path, base, n_threads))
+    factor = np.float32(SPREAD / logits.std())
+    norm = next(one for one in read_gguf(path).tensors if one.name == "output_norm.weight")
+    if norm.type != "F32":
+        sys.exit(f"{norm.name} is {norm.type}")
+    weights = np.memmap(path, dtype="<f4", mode="r+", offset=norm.offset, shape=norm.shape)
+    weights *= factor
+    weights.flush()
 
 
 def our_baseline(
