@@ -8,6 +8,7 @@ Images here always have their numbers between them, so that each is a group of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,7 +84,7 @@ class Frame(ImageChunk):
 
 def framed(
     chunks: Sequence[TextChunk | ImageChunk],
-    grids: Sequence[Sequence[Grid]],
+    grids: Sequence[Sequence[Sequence[Grid]]],
     markers: Markers,
     rows: Mapping[int, NDArray[np.float32]],
 ) -> list[TextChunk | ImageChunk]:
@@ -91,7 +92,7 @@ def framed(
 
     Args:
         chunks: the layout, a chunk for each piece of an image.
-        grids: of each image's pieces, the whole first.
+        grids: of each image's pieces, the whole first; of each those that it may have.
         markers: ids of the tokens around pieces.
         rows: [n_embd] float32, the embedding of each of them by its id.
 
@@ -138,7 +139,7 @@ def _text(items: Sequence[Item]) -> list[TextChunk]:
 def _frame(
     items: Sequence[Item],
     pieces: Sequence[int],
-    known: Sequence[Grid],
+    known: Sequence[Sequence[Grid]],
     rows: Mapping[int, NDArray[np.float32]],
 ) -> Frame:
     """Return the chunk of one image.
@@ -146,11 +147,11 @@ def _frame(
     Args:
         items: its tokens and pieces.
         pieces: where among them the pieces stand.
-        known: rows and columns of each piece.
+        known: rows and columns that each piece may have.
         rows: see `framed`.
     """
     chunks = [item for item in items if isinstance(item, ImageChunk)]
-    found = [_found(grid, chunk) for grid, chunk in zip(known, chunks, strict=True)]
+    found = [_found(grids, chunk) for grids, chunk in zip(known, chunks, strict=True)]
     grids = dict(zip(pieces, found, strict=True))
     size, spots = _spots(pieces, found)
     parts: list[Places] = []
@@ -223,24 +224,18 @@ def _stretched(n: int, length: int) -> Places:
     return np.rint(exact).astype(np.int32)
 
 
-def _found(grid: Grid, chunk: ImageChunk) -> Grid:
-    """Return the rows and columns of a piece, of which libmtmd may make one more or fewer.
+def _found(grids: Sequence[Grid], chunk: ImageChunk) -> Grid:
+    """Return rows and columns of a piece: the first that are as many tokens as libmtmd counts.
 
     Raises:
-        ImageError: it makes something else of it.
+        ImageError: none are.
     """
-    height, width = grid
-    for rows, columns in (
-        grid,
-        (height, width + 1),
-        (height + 1, width),
-        (height, width - 1),
-        (height - 1, width),
-    ):
-        if rows * columns == chunk.n_tokens:
-            return rows, columns
+    for grid in grids:
+        if math.prod(grid) == chunk.n_tokens:
+            return grid
+    rows, columns = grids[0]
     raise ImageError(
-        f"llama.cpp makes {chunk.n_tokens} visual tokens of a piece of {width} x {height}",
+        f"llama.cpp makes {chunk.n_tokens} visual tokens of a piece of {columns} x {rows}",
         hint="crop the image, or scale it to another size",
     )
 

@@ -70,13 +70,30 @@ class SliceCanvas:
         columns, rows = self.grid(width, height)
         return self._scaled(_divisible(width, columns) / columns, _divisible(height, rows) / rows)
 
-    def token_grids(self, width: int, height: int) -> list[tuple[int, int]]:
-        """Return rows and columns of visual tokens: of the whole image, then of each slice."""
+    def token_grids(self, width: int, height: int) -> list[list[tuple[int, int]]]:
+        """Return rows and columns of visual tokens: of the whole image, then of each slice.
+
+        Of each those that it should have come first, then those that libmtmd may make of it.
+        """
         columns, rows = self.grid(width, height)
         sizes = [self.whole_size(width, height)]
         if columns:
             sizes += [self.slice_size(width, height)] * (columns * rows)
-        return [(high // self.cell, wide // self.cell) for wide, high in sizes]
+        square = self.side, self.side
+        return [
+            [(high // self.cell, wide // self.cell) for wide, high in (size, again, square)]
+            for size, again in ((size, self._scaled_again(*size)) for size in sizes)
+        ]
+
+    def _scaled_again(self, width: int, height: int) -> tuple[int, int]:
+        """Return what libmtmd scales a piece to (`get_best_resize`), in its float32."""
+        ratio = np.float32(width) / np.float32(height)
+        high = int(np.float32(self.side) / np.sqrt(ratio))
+        wide, high = (
+            max(self.cell, math.floor(length / self.cell + 0.5) * self.cell)
+            for length in (int(np.float32(high) * ratio), high)
+        )
+        return wide, high
 
     def cut(self, pixels: Pixels) -> list[Pixels]:
         """Return what is encoded of an image: the whole, then its slices row by row.

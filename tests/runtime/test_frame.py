@@ -26,6 +26,7 @@ from edgevlm.runtime.frame_projector import MARKERS_KEY, image_encoder
 from edgevlm.runtime.header import numbers
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import Message
+from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.vlm import VLM, open_vlm
 from tests.convert.mutations import mmproj, nothing, text
 from tests.goldens.files import drawn_image, redraw
@@ -49,7 +50,9 @@ def piece(n_tokens: int) -> ImageChunk:
 
 def frame_of(*chunks: TextChunk | ImageChunk, grids: list[tuple[int, int]]) -> Frame:
     (frame,) = (
-        chunk for chunk in framed(chunks, [grids], MARKERS, ROWS) if isinstance(chunk, Frame)
+        chunk
+        for chunk in framed(chunks, [[[grid] for grid in grids]], MARKERS, ROWS)
+        if isinstance(chunk, Frame)
     )
     return frame
 
@@ -103,11 +106,24 @@ def test_a_row_is_spread_as_torch_rounds(n: int, length: int, wanted: list[int])
     assert frame.canvas[2, 1 : n + 1].tolist() == wanted
 
 
-def test_a_row_more_or_fewer_of_libmtmds_is_taken() -> None:
-    frame = frame_of(words(9, 1), piece(9), words(2, 9), grids=[(2, 3)])
-    assert frame.canvas[1].max() == 3
+def test_a_piece_that_libmtmd_counts_otherwise() -> None:
+    chunks, may_be = [words(9, 1), piece(65), words(2, 9)], [(14, 5), (13, 5), (8, 8)]
+    (_, frame, _) = framed(chunks, [[may_be]], MARKERS, ROWS)
+    assert isinstance(frame, Frame)
+    assert frame.canvas[1].max() == 13
     with pytest.raises(ImageError, match="11 visual tokens"):
         frame_of(words(9, 1), piece(11), words(2, 9), grids=[(2, 3)])
+
+
+# (width, height) of images of which libmtmd scales a piece again: its tokens (found with files).
+SCALED_AGAIN = {(80, 1675): 68, (2296, 234): 69, (53, 1425): 72, (1129, 57): 66}
+
+
+@pytest.mark.parametrize("size", SCALED_AGAIN)
+def test_what_libmtmd_makes_of_long_pieces_is_known(size: tuple[int, int]) -> None:
+    canvas = SliceCanvas(side=448, cell=56)
+    products = {rows * columns for grids in canvas.token_grids(*size) for rows, columns in grids}
+    assert SCALED_AGAIN[size] in products
 
 
 @pytest.fixture(scope="module")
