@@ -340,6 +340,25 @@ CASES = (
         },
         processor="deepseek_ocr2.image_processing_pil_deepseek_ocr2.DeepseekOcr2ImageProcessorPil",
     ),
+    Case(
+        name="hunyuan_vl",
+        family="hunyuan_vl",
+        published="HunyuanOCR-1B",
+        recipe="hunyuan_vl",
+        vision={"max_image_size": 2048, "patch_size": 16},
+        preprocessor={
+            **CLIP,
+            "image_processor_type": "HunYuanVLImageProcessor",
+            "max_pixels": 4194304,
+            "merge_size": 2,
+            "min_pixels": 262144,
+            "patch_size": 16,
+            "resample": 1,
+            "temporal_patch_size": 1,
+        },
+        processor="hunyuan_vl.image_processing_pil_hunyuan_vl.HunYuanVLImageProcessorPil",
+        pixels="lines",
+    ),
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from photo import photo
 from preprocessing_cases import CASES, Case
 
+from edgevlm.verify.hunyuan_inputs import CLASS as HUNYUAN
+from edgevlm.verify.hunyuan_inputs import with_own_positions
 from tests.goldens.make import saved_shapes
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import RECIPES
@@ -56,7 +58,8 @@ def load_model(recipe: Recipe, checkpoint: Path) -> Any:
     )
     if any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         sys.exit(f"our names or shapes are not transformers': {loading}")
-    return model.eval()
+    # What a reference is of, see there.
+    return with_own_positions(model.eval()) if recipe.model_class == HUNYUAN else model.eval()
 
 
 def process(case: Case, checkpoint: Path) -> dict[str, Any]:

@@ -125,6 +125,20 @@ def operation(address: int) -> str:
     return str(_base().ggml_op_name(number).decode())
 
 
+def operation_code(address: int) -> int:
+    """Return the number of a node's operation, which costs less than its name."""
+    return int(_Tensor.from_address(address).op)
+
+
+@cache
+def code_of(name: str) -> int:
+    """Return the number of an operation that ggml has, such as "ROPE"."""
+    code = 0
+    while str(_base().ggml_op_name(code).decode()) != name:
+        code += 1
+    return code
+
+
 def read_rows(
     address: int, kind: type[np.float32] | type[np.int32]
 ) -> NDArray[np.float32] | NDArray[np.int32] | None:

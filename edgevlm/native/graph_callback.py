@@ -21,8 +21,12 @@ class Watcher(Protocol):
         """A graph is about to run."""
         ...
 
-    def see(self, node: int) -> None:
-        """Look at one node, whose inputs are there and whose result is not."""
+    def see(self, node: int) -> bool:
+        """Look at one node, whose inputs are there and whose result is not.
+
+        Returns:
+            Whether it wants to see more nodes of this graph: once nobody does, none is shown.
+        """
         ...
 
     def end(self) -> None:
@@ -62,9 +66,10 @@ class GraphCallback:
     ) -> None:
         self._watchers = tuple(watchers)
         self._of_results = tuple(of_results)
+        self._seeing, self._seeing_results = self._watchers, self._of_results
         # The C side keeps a bare pointer to it.
         self._callback: Any = load_library().llama.ggml_backend_sched_eval_callback(self._asked)
-        self._is_watching = self._has_run = False
+        self._is_watching = self._has_run = self._is_through = False
         self._error: BaseException | None = None
 
     def install(self, params: Any) -> None:
@@ -73,26 +78,35 @@ class GraphCallback:
             params.cb_eval = self._callback
 
     @contextmanager
-    def one_graph(self) -> Generator[None]:
+    def one_graph(self, *, watchers: bool = True, results: bool = True) -> Generator[None]:
         """Show the graph that runs inside the block.
+
+        Args:
+            watchers: show it to those who are told of each node.
+            results: show it to those who are told of results.
 
         Raises:
             Exception: what came up in a watcher, once the graph is through.
         """
-        for watcher in (*self._watchers, *self._of_results):
+        self._seeing = self._watchers if watchers else ()
+        self._seeing_results = self._of_results if results else ()
+        for watcher in (*self._seeing, *self._seeing_results):
             watcher.begin()
         self._is_watching, self._has_run, self._error = True, False, None
+        self._is_through = False
         yield
         self._is_watching = False
         if self._error is not None:
             raise self._error
         # A graph that failed before its first node is the caller's error.
-        for watcher in self._watchers if self._has_run else ():
+        for watcher in self._seeing if self._has_run else ():
             watcher.end()
 
     def _asked(self, node: int, ask: bool, _: object) -> bool:
         # An exception cannot cross C: ctypes would print it and answer False. Asked in advance
         # ("ask"), False means no interest; asked afterwards, it would end the graph.
+        if self._is_through:
+            return not ask
         try:
             self._has_run = True
             if self._is_watching:
@@ -102,12 +116,14 @@ class GraphCallback:
         return not ask
 
     def _show(self, node: int) -> bool:
-        for watcher in self._watchers:
-            watcher.see(node)
-        return any(watcher.wants(node) for watcher in self._of_results)
+        wants_more = bool(self._seeing_results)
+        for watcher in self._seeing:
+            wants_more |= watcher.see(node)
+        self._is_through = not wants_more
+        return any(watcher.wants(node) for watcher in self._seeing_results)
 
     def _show_result(self, node: int) -> bool:
-        for watcher in self._of_results:
+        for watcher in self._seeing_results:
             if watcher.wants(node):
                 watcher.computed(node)
         return True

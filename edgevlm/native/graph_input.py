@@ -59,10 +59,11 @@ class InputObserver:
         """Look for the input of a graph."""
         self._looking = True
 
-    def see(self, node: int) -> None:
+    def see(self, node: int) -> bool:
         """Copy the input if this node reads it, and none before did."""
         if self._looking:
             self._look_at(node)
+        return self._looking
 
     def end(self) -> None:
         """Note where the input was not found."""

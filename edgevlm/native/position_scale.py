@@ -27,10 +27,11 @@ class PlainScale:
     def begin(self) -> None:
         """Nothing: a table of the image's own size is not scaled."""
 
-    def see(self, node: int) -> None:
+    def see(self, node: int) -> bool:
         """Clear the bit of a node that scales."""
         if operation(node) == _SCALE:
             clear_parameter_bits(node, 0, _ANTIALIAS)
+        return True
 
     def end(self) -> None:
         """Nothing: as `begin`."""

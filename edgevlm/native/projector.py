@@ -85,12 +85,20 @@ class ImageChunk:
         n_positions_used: how far the next text position moves.
         positions: [n_positions, n_tokens] int32, relative to the first token's position.
         causal: whether its tokens only see those before them.
+        moves: [n_positions, n_tokens] int32, 0 where a position is not relative: a row or a column
+            of HunYuanVL; None: all are.
     """
 
     n_tokens: int
     n_positions_used: int
     positions: NDArray[np.int32]
     causal: bool
+    moves: NDArray[np.int32] | None = None
+
+    def positions_at(self, first: int) -> NDArray[np.int32]:
+        """Return the absolute positions of an image whose first token has this one."""
+        moved = np.int32(first) if self.moves is None else self.moves * np.int32(first)
+        return self.positions + moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +134,11 @@ class TextSide(Protocol):
     @property
     def n_positions(self) -> int:
         """Position numbers of one token."""
+        ...
+
+    @property
+    def has_four_positions(self) -> bool:
+        """Whether it was trained with four of them for every token."""
         ...
 
 
@@ -257,16 +270,22 @@ class Projector:
             n_positions_used=int(c.mtmd_input_chunk_get_n_pos(chunk)),
             positions=self._positions(chunk, n_tokens),
             causal=not c.mtmd_decode_use_non_causal(self._handle, chunk),
+            moves=self._moves(chunk, n_tokens),
         )
 
-    def _positions(self, chunk: int, n_tokens: int) -> NDArray[np.int32]:
+    def _positions(self, chunk: int, n_tokens: int, *, first: int = 0) -> NDArray[np.int32]:
         if self._model.n_positions == 1:
             return np.arange(n_tokens, dtype=np.int32)[None]
         c = self._c
         image = c.mtmd_input_chunk_get_tokens_image(chunk)
-        found = [c.mtmd_image_tokens_get_decoder_pos(image, 0, index) for index in range(n_tokens)]
-        # The order of llama.cpp's sections: time, row, column, and one that is not used.
-        return np.array([[p.t, p.y, p.x, p.z] for p in found], dtype=np.int32).T.copy()
+        places = [c.mtmd_image_tokens_get_decoder_pos(image, first, i) for i in range(n_tokens)]
+        # The order of llama.cpp's sections: time, row, column, and one that few models use.
+        return np.array([[p.t, p.y, p.x, p.z] for p in places], dtype=np.int32).T.copy()
+
+    def _moves(self, chunk: int, n_tokens: int) -> NDArray[np.int32] | None:
+        if not self._model.has_four_positions:
+            return None
+        return self._positions(chunk, n_tokens, first=1) - self._positions(chunk, n_tokens)
 
     def _encode_chunk(self, chunk: int) -> NDArray[np.float32]:
         c = self._c

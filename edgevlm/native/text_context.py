@@ -23,6 +23,7 @@ from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
 from edgevlm.native.rope_positions import RopePositions
 from edgevlm.native.text_model import TextModel
+from edgevlm.native.text_positions import TextPositions
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 # Kinds of rows that a text model reads, see ChannelSums.
@@ -77,10 +78,12 @@ class TextContext:
         options: ContextOptions,
         sums: ChannelSums | None = None,
         callback: GraphCallback | None = None,
+        text_positions: TextPositions | None = None,
         rope: RopePositions | None = None,
     ) -> None:
         self._c: Any = load_library().llama
-        self._sums, self._callback, self._rope = sums, callback, rope
+        self._sums, self._callback = sums, callback
+        self._text_positions, self._rope = text_positions, rope
         self.handle = handle
         self.model = model
         self.options = options
@@ -219,13 +222,15 @@ class TextContext:
     def _watched(self, n_tokens: int, *, is_image: bool) -> AbstractContextManager[None]:
         if self._callback is None:
             return nullcontext()
-        if self._sums is None:
-            is_placed = self._rope is not None and self._rope.wanted is not None
-            return self._callback.one_graph() if is_placed else nullcontext()
-        if n_tokens == 1 and self._sums.leaves_out_steps:
+        sums, positions = self._sums, None if is_image else self._text_positions
+        is_counted = sums is not None and not (n_tokens == 1 and sums.leaves_out_steps)
+        is_placed = self._rope is not None and self._rope.wanted is not None
+        is_written = positions is not None or is_placed
+        if not is_counted and not is_written:
             return nullcontext()
-        self._sums.kind = IMAGE_ROWS if is_image else TEXT_ROWS
-        return self._callback.one_graph()
+        if sums is not None:
+            sums.kind = IMAGE_ROWS if is_image else TEXT_ROWS
+        return self._callback.one_graph(watchers=is_written, results=is_counted)
 
     def synchronize(self) -> None:
         """Wait until the device has finished; for honest clocks."""
@@ -282,6 +287,7 @@ def open_context(
     params.type_k = params.type_v = ggml.type_id(options.kv_type)
     params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
     params.no_perf = True
+    positions = TextPositions() if model.has_four_positions else None
     rope = RopePositions() if options.has_places else None
     if rope is not None and rope.fault:
         raise ModelLoadError(
@@ -289,8 +295,9 @@ def open_context(
             hint="install the llama-cpp-python that edgevlm names",
         )
     callback = None
-    if sums is not None or rope is not None:
-        callback = GraphCallback([rope] if rope else [], [sums] if sums is not None else [])
+    writers = [one for one in (positions, rope) if one is not None]
+    if sums is not None or writers:
+        callback = GraphCallback(writers, [sums] if sums is not None else [])
         callback.install(params)
     with complaints() as lines:
         handle = c.llama_init_from_model(model.handle, params)
@@ -304,4 +311,4 @@ def open_context(
         )
 
     with owned(handle, c.llama_free, error=error) as context:
-        yield TextContext(context, model, options, sums, callback, rope)
+        yield TextContext(context, model, options, sums, callback, positions, rope)

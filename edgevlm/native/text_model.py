@@ -20,6 +20,8 @@ from edgevlm.native.vocabulary import tokenize
 
 _ROPE_WITH_SECTIONS = (8, 40)  # LLAMA_ROPE_TYPE_MROPE, LLAMA_ROPE_TYPE_IMROPE
 _N_POSITIONS_MROPE = 4
+# Architectures whose text tokens have four positions of their own.
+_FOUR_POSITIONS = ("hunyuan_vl",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,20 @@ class TextModel:
             if self._c.llama_model_rope_type(handle) in _ROPE_WITH_SECTIONS
             else 1
         )
+        # Its text tokens were trained with all four of them, see text_positions.py.
+        self.has_four_positions: bool = self._architecture() in _FOUR_POSITIONS
         # How far back some layers look, in tokens; 0: all of them to the beginning.
         self.n_window: int = self._c.llama_model_n_swa(handle)
         self.adds_bos: bool = self._c.llama_vocab_get_add_bos(self.vocab)
         self.bos: int | None = self._token_or_none(self._c.llama_vocab_bos(self.vocab))
         self._more_ends: frozenset[int] = frozenset()
         self._tags: frozenset[int] = frozenset()
+
+    def _architecture(self) -> str:
+        buffer = ctypes.create_string_buffer(64)
+        key = b"general.architecture"
+        self._c.llama_model_meta_val_str(self.handle, key, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     @staticmethod
     def _token_or_none(token: int) -> int | None:

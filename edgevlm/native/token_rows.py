@@ -58,14 +58,15 @@ class TokenRows:
         """Look for the lists of a graph."""
         self._missing = set(self._names)
 
-    def see(self, node: int) -> None:
+    def see(self, node: int) -> bool:
         """Write a list if this node reads it, and none before did."""
         if not self._missing:
-            return
+            return False
         for source in tensor_sources(node):
             name = tensor_name(source)
             if name in self._missing:
                 self._write(name, source)
+        return bool(self._missing)
 
     def _write(self, name: str, source: int) -> None:
         rows = np.arange(n_items(source), dtype=np.int32)

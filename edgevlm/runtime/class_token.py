@@ -52,6 +52,7 @@ class _TextSide:
     handle: int
     n_embd_inp: int = _N_OUT
     n_positions: int = 1
+    has_four_positions: bool = False
 
 
 @cache

@@ -48,6 +48,7 @@ from edgevlm.runtime.glm_projector import read_canvas as read_glm_canvas
 from edgevlm.runtime.granite4_projector import n_tiles as n_granite4_tiles
 from edgevlm.runtime.header import n_items, numbers
 from edgevlm.runtime.header import text as header_text
+from edgevlm.runtime.hunyuan_projector import HUNYUAN, copied_table_n_bytes, read_hunyuan_canvas
 from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
 from edgevlm.runtime.mlp_projector import read_canvas
 from edgevlm.runtime.paddleocr_projector import read_paddleocr_canvas
@@ -83,13 +84,13 @@ _DYNAMIC = {
 _MINICPM, _GLM, _PADDLEOCR, _GEMMA4 = "minicpmv4_6", "glm4v", "paddleocr", "gemma4v"
 # Its patches are whole visual tokens.
 _GEMMA4_UNIFIED = "gemma4uv"
-# The side of a visual token in patches where no key says it.
 _DEEPSEEK_OCR = "deepseekocr2"
 _OF_FOUR = ("gemma3", _DEEPSEEK_OCR)
 # Those whose images are stretched to the limits of the file, and the side of their first picture.
 _STRETCHED = {
     _GLM: (read_glm_canvas, 46),
     _PADDLEOCR: (read_paddleocr_canvas, 28),
+    HUNYUAN: (read_hunyuan_canvas, 32),
     **dict.fromkeys((_GEMMA4, _GEMMA4_UNIFIED), (read_gemma4_canvas, 16)),
 }
 # Image pixels as floats: libmtmd's own, its batch's copy; and the picture itself, twice.
@@ -222,6 +223,7 @@ def _vision_compute(
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
     if _projector_type(mmproj) == _DEEPSEEK_OCR:
         graph = page_graph_n_bytes(mmproj, flash_attention=flash_attention)
+    graph += copied_table_n_bytes(mmproj)
     n_copies = _EMBEDDING_COPIES + image.n_waiting + image.n_joined
     embeddings = n_copies * sizes.input * n_patches // merged
     is_cut_here = image.n_joined or _projector_type(mmproj) in ("internvl", "lfm2", _MINICPM)

@@ -235,7 +235,7 @@ class KVCache:
         with self._changing():
             self.context.decode_embeddings(
                 rows,
-                chunk.positions + np.int32(self.context.position),
+                chunk.positions_at(self.context.position),
                 n_positions_used=chunk.n_positions_used,
                 causal=chunk.causal,
                 places=frame.places_at(self.context.position) if frame else None,

@@ -23,6 +23,7 @@ from edgevlm.runtime.gemma4_unified_projector import GEMMA4_UNIFIED, gemma4_unif
 from edgevlm.runtime.glm_projector import check_glm
 from edgevlm.runtime.granite4_projector import check_granite4
 from edgevlm.runtime.header_numbers import check_projector_numbers, check_text_numbers
+from edgevlm.runtime.hunyuan_projector import check_hunyuan
 from edgevlm.runtime.janus_projector import around_image, check_janus
 from edgevlm.runtime.lfm2_projector import check_short_convolution
 from edgevlm.runtime.mlp_projector import check_mlp
@@ -182,8 +183,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
     if kind == "janus_pro":
         check_janus(file)
         return replace(span, around=around_image(text))
-    if kind == "glm4v":
-        canvas = check_glm(file, text)
+    if kind in ("glm4v", "hunyuanvl"):
+        canvas = (check_glm if kind == "glm4v" else check_hunyuan)(file, text)
         return replace(
             span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
         )

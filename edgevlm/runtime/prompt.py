@@ -76,8 +76,7 @@ class ImageSpan:
         row_end: float32 values that the projector puts between the rows of an image; b"": none.
         plain_scale: llama.cpp smooths the tower's position table, which was trained without that.
         smooth_table: llama.cpp does not smooth that table, which was trained with it.
-        frame: what libmtmd writes before and after an image that the checkpoint does not know: it
-            is taken out again.
+        frame: what libmtmd writes around an image and the checkpoint does not know: taken out.
         canvas: what images are stretched to before libmtmd cuts them; None: they are not.
     """
 
@@ -99,6 +98,7 @@ _QWEN = ImageSpan(
     template="<|vision_start|><|image_pad|><|vision_end|>",
     runtime_tokens=("<|vision_start|>", "<|vision_end|>"),
 )
+_HUNYUAN = tuple(f"<\uff5chy_place\u2581holder\u2581no\u2581{n}\uff5c>" for n in (100, 102, 101))
 _GEMMA4 = ImageSpan(template="<|image|>", runtime_tokens=("<|image>", "<image|>"))
 # By `clip.projector_type` of the mmproj. Sources: tools/mtmd/mtmd.cpp (img_beg, img_end) of
 # llama-cpp-python 0.3.36, and the families' chat templates.
@@ -138,6 +138,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         template="<|begin_of_image|><|image|><|end_of_image|>",
         runtime_tokens=("<|begin_of_image|>", "<|end_of_image|>"),
     ),
+    "hunyuanvl": ImageSpan(template="".join(_HUNYUAN), runtime_tokens=_HUNYUAN[::2]),
     "paddleocr": ImageSpan(
         template="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
         runtime_tokens=("<|IMAGE_START|>", "<|IMAGE_END|>"),

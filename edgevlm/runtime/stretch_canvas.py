@@ -1,10 +1,10 @@
-"""Images stretched to whole visual tokens, as GLM's and PaddleOCR-VL's towers are trained on them.
+"""Images stretched to whole visual tokens, as towers of GLM, PaddleOCR-VL, HunYuanVL are trained.
 
 Both sides are rounded to a multiple of a token's, and shrunk or grown until the image has a number
-of pixels within bounds (`smart_resize` in transformers image_processing_pil_glm4v.py and
-image_processing_pil_paddleocr_vl.py). libmtmd rounds in the same way, and puts black bars beside
-the image instead of stretching it (tools/mtmd/mtmd-image.cpp,
-`mtmd_image_preprocessor_dyn_size`).
+of pixels within bounds (`smart_resize` in transformers' image_processing_pil_ of glm4v,
+paddleocr_vl and hunyuan_vl, of which the last asks nothing of thin images). libmtmd rounds in the
+same way; for most it puts black bars beside the image instead of stretching it, for HunYuanVL it
+scales with another filter (tools/mtmd/mtmd-image.cpp, `mtmd_image_preprocessor_dyn_size`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class StretchCanvas:
         least: pixels that an image has at least.
         most: pixels that an image has at most.
         rounds: how an image thinner than a token grows: to the nearest pixel, or down.
+        widens: whether it grows before its pixels are counted at all.
     """
 
     cell: int
     least: int
     most: int
     rounds: bool = False
+    widens: bool = True
 
     @property
     def max_tokens(self) -> int:
@@ -47,7 +49,7 @@ class StretchCanvas:
         cell = self.cell
         if self.rounds:
             width, height = _widened(width, height, cell)
-        elif min(width, height) < cell:
+        elif self.widens and min(width, height) < cell:
             scale = max(cell / height, cell / width)
             width, height = int(width * scale), int(height * scale)
         wide, high = round(width / cell) * cell, round(height / cell) * cell

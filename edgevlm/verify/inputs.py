@@ -18,6 +18,7 @@ from edgevlm.errors import UnsupportedArchitectureError
 from edgevlm.verify.anyres_processor import OnevisionImages, anyres_processor
 from edgevlm.verify.deepseek_inputs import deepseek_ocr2_inputs
 from edgevlm.verify.gemma4_unified_inputs import gemma4_unified_inputs
+from edgevlm.verify.hunyuan_inputs import hunyuan_inputs
 from edgevlm.verify.input_parts import (
     MARK,
     Inputs,
@@ -70,6 +71,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "glm4v": _glm,
         "glm_ocr": _glm,
         "paddleocr_vl": _paddleocr,
+        "hunyuan_vl": hunyuan_inputs,
         "lighton_ocr": lighton_inputs,
         "gemma3": _gemma,
         "gemma4": _gemma4,

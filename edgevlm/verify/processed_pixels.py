@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,10 @@ def _from_patches(
     (transformers image_processing_qwen2_vl.py). PaddleOCR-VL's go line by line, and have dimensions
     of their own: [rows, 3, side, side] (image_processing_paddleocr_vl.py).
     """
+    single = math.isqrt(patches.shape[1] // 3)
+    if patches.ndim == 2 and 3 * single**2 == patches.shape[1]:
+        # HunYuanVL's: lines as well, flat.
+        patches = patches.reshape(len(patches), 3, single, single)
     if patches.ndim == 4:
         return _from_lines(patches, grids)
     side = round((patches.shape[1] / (3 * _FRAMES)) ** 0.5)

@@ -29,6 +29,8 @@ from edgevlm.reference_file import (
     image_sha256,
     without_repeats,
 )
+from edgevlm.verify.hunyuan_inputs import CLASS as HUNYUAN
+from edgevlm.verify.hunyuan_inputs import with_own_positions
 from edgevlm.verify.inputs import Inputs, Pixels, open_inputs
 from edgevlm.verify.processed_pixels import SHAPE_KEYS, pixels_of
 
@@ -132,7 +134,7 @@ def load_model(checkpoint: Path) -> Any:
                 f" {sorted(map(str, loading[key]))[0]}",
                 hint="a reference of such a checkpoint would be of other weights",
             )
-    return model.eval()
+    return with_own_positions(model.eval()) if name == HUNYUAN else model.eval()
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -320,11 +322,13 @@ def _rows_by_image(
     rows: NDArray[np.float32] | None,
     is_visual: NDArray[np.bool_],
 ) -> list[NDArray[np.float32]]:
-    """Share out the visual rows: by grids, else evenly over all encodes of a single image."""
+    """Share out the visual rows: a run an image, else by grids, else evenly over all encodes."""
     n_images = len(question.images)
     if rows is None or not n_images or len(rows) != int(is_visual.sum()):
         return []
-    if "image_grid_thw" in tensors:
+    if len(runs := _runs(is_visual)) == n_images:
+        counts = runs
+    elif "image_grid_thw" in tensors:
         patches = [int(grid.prod()) for grid in tensors["image_grid_thw"]]
         counts = [len(rows) * count // sum(patches) for count in patches]
     elif n_images == 1:
@@ -335,9 +339,8 @@ def _rows_by_image(
         # Of tiles it is not known whose they are.
         counts = counts if len(counts) == n_images else []
     elif _EDGE_KEYS & tensors.keys() or _is_tiled(tensors, n_images):
-        # A token that is not visual ends every image.
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual, [0]])))
-        counts = [int(count) for count in edges[1::2] - edges[::2]]
+        # A token that is not visual ends every image, and there were not as many.
+        return []
     elif tensors["pixel_values"].ndim == 4:
         counts = [len(rows) // n_images] * n_images
     else:
@@ -346,6 +349,12 @@ def _rows_by_image(
         return []
     edges = np.cumsum([0, *counts])
     return [rows[low:high] for low, high in pairwise(edges)]
+
+
+def _runs(is_visual: NDArray[np.bool_]) -> list[int]:
+    """Return how many visual tokens follow each other, run by run: an image each, or tiles."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual, [0]])))
+    return [int(count) for count in edges[1::2] - edges[::2]]
 
 
 def _is_tiled(tensors: dict[str, Any], n_images: int) -> bool:

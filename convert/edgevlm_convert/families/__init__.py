@@ -13,6 +13,7 @@ from edgevlm_convert.families.gemma4_unified import FAMILY as GEMMA4_UNIFIED
 from edgevlm_convert.families.glm4v import FAMILY as GLM4V
 from edgevlm_convert.families.glm_ocr import FAMILY as GLM_OCR
 from edgevlm_convert.families.granite4_vision import FAMILY as GRANITE4_VISION
+from edgevlm_convert.families.hunyuan_vl import FAMILY as HUNYUAN_VL
 from edgevlm_convert.families.idefics3 import FAMILY as IDEFICS3
 from edgevlm_convert.families.internvl import FAMILY as INTERNVL
 from edgevlm_convert.families.janus import FAMILY as JANUS
@@ -71,6 +72,7 @@ FAMILIES: tuple[Family, ...] = (
     GLM4V,
     GLM_OCR,
     PADDLEOCR_VL,
+    HUNYUAN_VL,
     LIGHTON_OCR,
 )
 
