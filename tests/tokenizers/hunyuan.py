@@ -30,7 +30,8 @@ _TEMPLATE = (
     f"{BEFORE}{IMAGE}{BEHIND}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     f"{{% if message['role'] == 'system' %}}{_SYSTEM_END}"
-    f"{{% elif message['role'] == 'user' %}}{USER}{{% else %}}{ASSISTANT}{{% endif %}}{{% endfor %}}"
+    f"{{% elif message['role'] == 'user' %}}{USER}{{% else %}}{ASSISTANT}{{% endif %}}"
+    "{% endfor %}"
 )
 
 
