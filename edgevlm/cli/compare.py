@@ -221,7 +221,6 @@ def compare(
         ),
         named=named,
         progress=progress,
-        note=note,
     )
     lost = keep_report(directory, report) if against_baseline is None else None
     if lost is not None:
@@ -281,8 +280,10 @@ def _questions(
 
 def _page_writer(path: Path, *, force: bool) -> Callable[[DriftReport], None]:
     """Return what writes the page, after checks that must not wait until all is measured."""
+    from edgevlm.drift.canvas import require_matplotlib
     from edgevlm.drift.html import render_html
 
+    require_matplotlib()
     _check_new(path, force=force)
 
     def write(report: DriftReport) -> None:

@@ -8,9 +8,6 @@ there.
 from __future__ import annotations
 
 import json
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.drift.kept_rows import Divergence
-from edgevlm.files import TEMPORARY_PREFIX
+from edgevlm.drift.stored_arrays import BROKEN, read_arrays, write_arrays
 from edgevlm.native.projector import EncodedImage
 from edgevlm.runtime.answer import StopReason
 from edgevlm.runtime.probe import GreedyAnswer
 
-_BROKEN = (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 _WORDS = "words"
 
 
@@ -94,7 +90,7 @@ def load_record(path: Path) -> Record | None:
                 stop_reason=cast(StopReason, answer["stop_reason"]),
             ),
         )
-    except _BROKEN:
+    except BROKEN:
         return None
     return record if len(record.logprobs) == len(tokens) else None
 
@@ -156,24 +152,19 @@ def _image(words: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Enco
 
 def save_arrays(path: Path, words: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays and a JSON document as one file, which appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            values: dict[str, Any] = {_WORDS: text, **arrays}
-            np.savez(file, allow_pickle=False, **values)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_arrays(
+        path, {_WORDS: text, **{name: np.ascontiguousarray(a) for name, a in arrays.items()}}
+    )
 
 
 def load_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
     """Read what `save_arrays` wrote; None where it is not there, or torn."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        words = json.loads(arrays.pop(_WORDS).tobytes())
-    except _BROKEN:
+    arrays = read_arrays(path)
+    if arrays is None:
         return None
-    return words, arrays
+    try:
+        words = json.loads(arrays.pop(_WORDS).tobytes())
+    except BROKEN:
+        return None
+    return (cast(dict[str, Any], words), arrays) if isinstance(words, dict) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,8 @@ from edgevlm.drift.layers import layer_drift
 from edgevlm.drift.levels import Side, baseline_of, identity, levels_of, planned_identity
 from edgevlm.drift.passes import Leading
 from edgevlm.drift.questions import Question, QuestionSet
-from edgevlm.drift.report import DriftReport, Machine, PromptSet, Settings
-from edgevlm.drift.saved_baseline import read_saved, restore_baseline, save_baseline
+from edgevlm.drift.report import DriftReport, LevelReport, Machine, PromptSet, Settings
+from edgevlm.drift.saved_baseline import SavedBaseline, read_saved, restore_baseline, save_baseline
 from edgevlm.drift.verdict import Limits
 from edgevlm.drift.workspace import open_workspace
 from edgevlm.errors import PromptError, ReferenceFileError
@@ -79,7 +79,6 @@ def compare(
     *,
     named: Path | None = None,
     progress: Progress = SILENT,
-    note: Callable[[str], None] = lambda _: None,
 ) -> DriftReport:
     """Measure how levels drift from the baseline.
 
@@ -91,56 +90,40 @@ def compare(
         options: what and how.
         named: the text model's file that the user named.
         progress: told questions.
-        note: told what the user should know.
 
     Raises:
         EdgeVLMError: no such level, no baseline, no room in memory or in the context, ...
     """
     started = time.perf_counter()
     name = model.manifest.name if model.manifest else model.folder.resolve().name
-    baseline = baseline_of(model, asked=options.baseline, named=named, mmproj=options.mmproj)
-    saved = read_saved(options.against) if options.against is not None else None
-    sides = [replace(baseline)] if saved is not None else []
-    if options.levels or saved is None:
-        sides += levels_of(
-            model, options.levels, baseline=baseline, named=named, mmproj=options.mmproj
-        )
-    _check_sight(asked.questions, [baseline, *sides])
+    chosen = _choose(model, options, named)
+    _check_sight(asked.questions, [chosen.baseline, *chosen.sides])
     setup = Setup(
         leading=options.leading,
         n_ctx=options.n_ctx,
-        n_threads=options.n_threads or _threads(baseline, sides),
+        n_threads=options.n_threads or _threads(chosen),
         device=options.device,
         gpu_layers=options.gpu_layers,
         keep=options.keep,
     )
-    settled = _identity(model, baseline, asked.questions, setup)
-    saved_as = f"saved {sha256_file(options.against)}" if options.against is not None else None
-    with open_workspace(settled + (saved_as or "")) as workspace:
+    settled = _identity(model, chosen.baseline, asked.questions, setup)
+    with open_workspace(settled + (chosen.saved_as or "")) as workspace:
         comparison = Comparison(
             model=model,
-            baseline=baseline,
+            baseline=chosen.baseline,
             questions=asked.questions,
             setup=setup,
             workspace=workspace,
-            saved=saved_as,
+            saved=chosen.saved_as,
             progress=progress,
         )
-        if options.against is not None and saved is not None:
-            restore_baseline(options.against, saved, comparison, workspace)
+        if options.against is not None and chosen.saved is not None:
+            restore_baseline(options.against, chosen.saved, comparison, workspace)
         else:
             comparison.run_baseline()
         _check_reference(comparison)
-        for number, side in enumerate(sides, start=1):
-            comparison.run_level(side, label=f"{side.level} ({number} of {len(sides)})")
-        assembly = Assembly(comparison=comparison, seed=options.seed, limits=options.limits)
-        levels = [assembly.level(baseline)]
-        for side in sides:
-            layers = None
-            if options.layers:
-                layers = layer_drift(comparison, side, n_threads=setup.n_threads)
-            levels.append(assembly.level(side, layers=layers))
-        changed = most_changed(comparison, sides)
+        levels = _levels(comparison, chosen.sides, options, n_threads=setup.n_threads)
+        changed = most_changed(comparison, chosen.sides)
         if options.save is not None:
             save_baseline(
                 options.save,
@@ -151,7 +134,7 @@ def compare(
             )
     return DriftReport(
         model=name,
-        baseline=baseline.level if saved is None else f"{saved.level}, saved before",
+        baseline=chosen.baseline_name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),
         machine=_machine(),
@@ -159,13 +142,64 @@ def compare(
         prompts=_prompt_set(asked),
         levels=levels,
         changed=changed,
-        notes=saved.differences(_machine(), n_threads=setup.n_threads) if saved else [],
+        notes=chosen.saved.differences(_machine(), n_threads=setup.n_threads)
+        if chosen.saved is not None
+        else [],
     )
 
 
-def _threads(baseline: Side, sides: Sequence[Side]) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What is compared with what; `saved` is the baseline where that is one in a file."""
+
+    baseline: Side
+    sides: Sequence[Side]
+    saved: SavedBaseline | None = None
+    saved_as: str | None = None
+
+    @property
+    def baseline_name(self) -> str:
+        level = self.baseline.level
+        return level if self.saved is None else f"{self.saved.level}, saved before"
+
+
+def _choose(model: ModelDir, options: CompareOptions, named: Path | None) -> _Chosen:
+    mmproj = options.mmproj
+    baseline = baseline_of(model, asked=options.baseline, named=named, mmproj=mmproj)
+    sides: list[Side] = []
+    if options.levels or options.against is None:
+        sides = levels_of(model, options.levels, baseline=baseline, named=named, mmproj=mmproj)
+    if options.against is None:
+        return _Chosen(baseline=baseline, sides=sides)
+    return _Chosen(
+        baseline=baseline,
+        # What this runtime makes of the same files comes first.
+        sides=[replace(baseline), *sides],
+        saved=read_saved(options.against),
+        saved_as=f"saved {sha256_file(options.against)}",
+    )
+
+
+def _levels(
+    comparison: Comparison, sides: Sequence[Side], options: CompareOptions, *, n_threads: int
+) -> list[LevelReport]:
+    """Run every level, and return the baseline's row and theirs."""
+    for number, side in enumerate(sides, start=1):
+        comparison.run_level(side, label=f"{side.level} ({number} of {len(sides)})")
+    assembly = Assembly(comparison=comparison, seed=options.seed, limits=options.limits)
+    rows = [assembly.level(comparison.baseline)]
+    for side in sides:
+        layers = None
+        if options.layers:
+            layers = layer_drift(comparison, side, n_threads=n_threads)
+        rows.append(assembly.level(side, layers=layers))
+    return rows
+
+
+def _threads(chosen: _Chosen) -> int:
     # The same for all: the number of threads changes the last bits.
-    paths = [side.text for side in (baseline, *sides) if side.text is not None]
+    sides = (chosen.baseline, *chosen.sides)
+    paths = [side.text for side in sides if side.text is not None]
     return default_threads(paths[0]) if paths else n_allowed_processors()
 
 
