@@ -9,8 +9,6 @@ graph's input `inp_pos` (src/llama-graph.cpp) is written anew when a node asks f
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +34,7 @@ class RopePositions:
         """Wait for the input."""
         self._is_written = False
 
-    def see(self, node: int) -> Any:
+    def see(self, node: int) -> bool:
         """Write the input if this node reads it: each device has a copy, filled at its turn.
 
         Returns:
