@@ -6,8 +6,8 @@ Images are drawn from made-up populations whose true value is known, as many as 
 each has some tokens or some questions. The share of intervals that hold the true value should be
 0.95. `plain` is the bootstrap's percentile interval, the one that tools usually print.
 
-- `KLD`: an image's drift is lognormal, its sigma 0.7 or 1.3 (measured on real models the images'
-  drift lies between), its 5 to 59 tokens' exponential-like around it.
+- `KLD`: an image's mean drift is lognormal with a sigma of 0.7 or 1.3 (the larger, the more a few
+  images weigh), its 5 to 59 tokens lie around it, most of them lower, as drift does.
 - `share`: four questions an image, which go together (beta-binomial).
 - `ratio`: a perplexity ratio, normal from image to image.
 

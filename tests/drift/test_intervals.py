@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def test_it_is_scipys_with_levels_widened_a_little() -> None:
 def test_a_skewed_sample_reaches_farther_up_than_down() -> None:
     found = clustered_mean(SUMS, COUNTS, seed=0)
     assert found.high - found.value > 1.2 * (found.value - found.low)
+
+
+def test_ten_clusters_reach_as_far_as_students_t() -> None:
+    """Draws of n clusters vary less than n new ones would, by (n - 1) / n: the levels mend it."""
+    sums = np.asarray([NormalDist().inv_cdf((place + 0.5) / 10) for place in range(10)])
+    found = clustered_mean(sums, np.ones(10), seed=0, draws=50_000)
+    half = by_scipy.t_point(9) * float(sums.std(ddof=1)) / math.sqrt(10)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.03)
 
 
 def test_order_does_not_shift_the_interval() -> None:
