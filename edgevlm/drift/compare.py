@@ -88,6 +88,7 @@ class Comparison:
         self._model = model
         self._setup = setup
         self._progress = progress
+        self._records: dict[tuple[str, int], Record] = {}
         # What another run found is found again: the context decides the last bits.
         self._n_ctx = setup.n_ctx or workspace.facts(_CONTEXT).get("n_ctx")
         text, mmproj = self._keys(baseline, source="checkpoint")
@@ -154,7 +155,7 @@ class Comparison:
         missing = [
             index
             for index in range(len(self.questions))
-            if load_record(self.workspace.record_path(pair, index)) is None
+            if self._record(pair, index) is None
             or load_rows(self.workspace.rows_path(index)) is None
         ]
         if not missing and self.workspace.facts(pair):
@@ -165,7 +166,7 @@ class Comparison:
             record, rows = run_baseline(vlm, self.questions[index], known, self._setup.leading)
             self.workspace.rows_path(index).parent.mkdir(parents=True, exist_ok=True)
             save_rows(self.workspace.rows_path(index), rows)
-            save_record(self.workspace.record_path(pair, index), record)
+            self._keep(pair, index, record)
 
         with self.files(self.baseline) as files:
             self._pass(f"Baseline {self.baseline.level}", pair, files, missing, ask)
@@ -222,7 +223,7 @@ class Comparison:
                 max_tokens=self._setup.leading.max_tokens,
                 answers=answers,
             )
-            save_record(self.workspace.record_path(key, index), record)
+            self._keep(key, index, record)
 
         self._pass(label, key, files, indices, ask, is_measured=answers)
 
@@ -260,17 +261,26 @@ class Comparison:
         return f"{text}\n{mmproj}"
 
     def _missing(self, key: str, indices: Sequence[int]) -> list[int]:
-        return [
-            index
-            for index in indices
-            if load_record(self.workspace.record_path(key, index)) is None
-        ]
+        return [index for index in indices if self._record(key, index) is None]
 
     def _needed(self, key: str, index: int) -> Record:
-        record = load_record(self.workspace.record_path(key, index))
+        record = self._record(key, index)
         if record is None:
             raise LookupError(f"no record of question {index}")
         return record
+
+    def _record(self, key: str, index: int) -> Record | None:
+        """Return a record, read once; None where there is none that is whole."""
+        record = self._records.get((key, index))
+        if record is None:
+            record = load_record(self.workspace.record_path(key, index))
+            if record is not None:
+                self._records[key, index] = record
+        return record
+
+    def _keep(self, key: str, index: int, record: Record) -> None:
+        save_record(self.workspace.record_path(key, index), record)
+        self._records[key, index] = record
 
     def _rows(self, index: int) -> KeptRows:
         rows = load_rows(self.workspace.rows_path(index))
