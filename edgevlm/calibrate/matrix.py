@@ -8,7 +8,8 @@ so that a run can go on where it stopped, and what was weighted can be weighted 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,17 +106,37 @@ def write_matrix(
         IMAGES_KEY: u32(len({image_of(one) for one in progressed.done})),
         PROMPTS_KEY: u32(len(progressed.done)),
     }
+    with _replaced(path) as temporary:
+        write_gguf(plan_gguf(metadata=metadata, tensors=tensors), temporary)
+        os.replace(temporary, path)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is written once much has been computed.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    if path.is_dir():
+        raise OutputError(f"`{path}` is a folder", hint="name a file with --out")
+    with _replaced(path) as temporary:
+        temporary.touch()
+
+
+@contextmanager
+def _replaced(path: Path) -> Generator[Path]:
+    """Yield a file beside `path` to write first; it is gone when the block ends."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(plan_gguf(metadata=metadata, tensors=tensors), temporary)
-        os.replace(temporary, path)
+        yield temporary
     except OSError as error:
         raise OutputError(
             f"cannot write `{path}`: {error.strerror}", hint="choose another place with --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def identify(image_sha256: str, prompt_sha256: str) -> str:

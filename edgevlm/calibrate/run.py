@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevlm.calibrate.matrix import Progressed, identify, read_progress, write_matrix
+from edgevlm.calibrate.matrix import (
+    Progressed,
+    check_writable,
+    identify,
+    read_progress,
+    write_matrix,
+)
 from edgevlm.errors import (
     ContextOverflowError,
     EdgeVLMError,
@@ -113,9 +119,11 @@ def calibrate(
         QuantizationError: a file is quantized, or the file to go on from belongs to another model.
         ImageError: no image could be read.
         ModelLoadError: tensors of the installed llama.cpp cannot be read.
+        OutputError: `out` cannot be written.
     """
     running = ChannelSums(leaves_out_steps=True)
     _check(text, mmproj, running)
+    check_writable(out)
     cards = [one.name for one in devices() if one.kind in ("gpu", "igpu")]
     if cards:
         # Each product would be copied back, and kernels that join several could not be used.

@@ -162,6 +162,10 @@ def _samples(
     ]
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _show(result: Calibrated, path: Path, *, seconds: float, json: bool, quiet: bool) -> None:
     from dataclasses import asdict
 
@@ -184,11 +188,11 @@ def _show(result: Calibrated, path: Path, *, seconds: float, json: bool, quiet: 
     before = f" after {result.n_before} of an earlier run" if result.n_before else ""
     console.out().print(f"{result.n_run} prompts{before}: {rows} rows", markup=False)
     if result.skipped:
-        console.out().print(f"{len(result.skipped)} images could not be read", markup=False)
+        console.out().print(f"{_counted(len(result.skipped), 'image')} left out", markup=False)
     if result.unseen:
         some = ", ".join(result.unseen[:3])
         console.out().print(
-            f"{len(result.unseen)} experts saw no token and will count evenly: {some}"
+            f"{_counted(len(result.unseen), 'expert')} saw no token and will count evenly: {some}"
             + (" ..." if len(result.unseen) > 3 else ""),
             markup=False,
         )

@@ -18,7 +18,13 @@ from PIL import Image
 from edgevlm.calibrate.matrix import balanced, read_progress
 from edgevlm.calibrate.run import Options, Sample, calibrate
 from edgevlm.cli.app import main
-from edgevlm.errors import ContextOverflowError, ImageError, ModelLoadError, QuantizationError
+from edgevlm.errors import (
+    ContextOverflowError,
+    ImageError,
+    ModelLoadError,
+    OutputError,
+    QuantizationError,
+)
 from edgevlm.gguf_file import GGUFTensor, read_gguf
 from edgevlm.native.channel_sums import ChannelSums, MatrixSums
 from edgevlm.native.devices import Device
@@ -343,6 +349,21 @@ def test_another_model_or_a_quantized_one_is_refused(
     quantize_file(text, small, text_encoder(load_profile("Q4_K_M")))
     with pytest.raises(QuantizationError, match="is quantized"):
         calibrate(small, mmproj, samples, out=out, options=OPTIONS)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
+    sixteen_bits: Callable[[str], Files],
+    tmp_path: Path,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text, mmproj = sixteen_bits("shapes")
+    monkeypatch.delattr("edgevlm.calibrate.run.open_vlm")
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "i.gguf", tmp_path):
+        with pytest.raises(OutputError, match=str(out)):
+            calibrate(text, mmproj, samples, out=out, options=OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "2.png", "file"]
 
 
 def test_the_command_line(
