@@ -197,8 +197,8 @@ def _settings(report: DriftReport) -> list[tuple[str, str]]:
         *_limits(plots.compared(report)),
         (
             "A similar answer",
-            f"edit similarity of at least {settings.similar_edit:g} and token F1 of at least"
-            f" {settings.similar_f1:g}",
+            f"the same words, or, in answers of more than nine, an edit similarity of at least"
+            f" {settings.similar_edit:g} and a token F1 of at least {settings.similar_f1:g}",
         ),
         (
             "Intervals",
