@@ -79,9 +79,9 @@ def test_long_texts_take_milliseconds() -> None:
 
 
 def _seconds(one: str, other: str) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     edit_similarity(one, other)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 @pytest.mark.parametrize(
