@@ -21,7 +21,7 @@ from edgevlm.drift.report import DriftReport, LevelReport, Machine, PromptSet, S
 from edgevlm.drift.saved_baseline import SavedBaseline, read_saved, restore_baseline, save_baseline
 from edgevlm.drift.verdict import Limits
 from edgevlm.drift.workspace import open_workspace
-from edgevlm.errors import PromptError, ReferenceFileError
+from edgevlm.errors import PromptError, ReferenceFileError, SourceNotFoundError
 from edgevlm.files import sha256_file
 from edgevlm.model_dir import ModelDir
 from edgevlm.native.library import load_library
@@ -165,6 +165,8 @@ class _Chosen:
 
 def _choose(model: ModelDir, options: CompareOptions, named: Path | None) -> _Chosen:
     mmproj = options.mmproj
+    if mmproj is not None and not mmproj.is_file():
+        raise SourceNotFoundError(f"no file `{mmproj}`", hint="check the path given to --mmproj")
     baseline = baseline_of(model, asked=options.baseline, named=named, mmproj=mmproj)
     sides: list[Side] = []
     if options.levels or options.against is None:
