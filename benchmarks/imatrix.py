@@ -88,7 +88,11 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=64, help="to calibrate on")
     parser.add_argument("--held-out", type=int, default=128, help="scenes to measure on")
     parser.add_argument("--json", type=Path, help="file to add the numbers to")
+    parser.add_argument("--table", type=Path, help="print the tables of such a file, and no more")
     options = parser.parse_args()
+    if options.table:
+        print(tables(json.loads(options.table.read_text(encoding="utf-8"))))
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files: dict[str, tuple[Path, Path]] = {}
@@ -118,6 +122,52 @@ def main() -> int:
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def tables(document: Mapping[str, Any]) -> str:
+    """Return the numbers as tables of Markdown."""
+    lines: list[str] = []
+    for name, found in document.items():
+        rows = found["text"]
+        variants = [one for one in rows["all"] if one != "none"]
+        lines += [f"| {name} | bits | no matrix | {' | '.join(variants)} |"]
+        lines += ["|" + " --- |" * (3 + len(variants))]
+        for level, row in rows.items():
+            if level == "all":
+                ratios, bits, kld = row, "", ""
+            else:
+                ratios = {one: row[one]["ratio"] for one in row}
+                bits, kld = f"{row['none']['bits_per_weight']:.2f}", drifted(row["none"])
+            shown = " | ".join(marked(ratios[one]) for one in variants)
+            lines += [f"| {level} | {bits} | {kld} | {shown} |"]
+        lines += [
+            "",
+            "| projector | no matrix | ratio | 1 - cosine, mean (worst) | with the matrix |",
+        ]
+        lines += ["|" + " --- |" * 5]
+        for level, row in found["projector"].items():
+            if level == "all":
+                lines += [f"| all | | {marked(row)} | | |"]
+                continue
+            none, matrix = row["none"], row["matrix"]
+            apart = " | ".join(
+                "{:.1e} ({:.1e})".format(*one["one_minus_cosine"]) for one in (none, matrix)
+            )
+            lines += [f"| {level} | {drifted(none)} | {marked(matrix['ratio'])} | {apart} |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def drifted(record: Mapping[str, Any]) -> str:
+    """Return a mean KL divergence with its interval."""
+    return f"{record['mean_kld']:.1e} ± {record['interval']:.0e}"
+
+
+def marked(ratio: Sequence[float]) -> str:
+    """Return a ratio with its interval, bold where that leaves out 1."""
+    value, low, high = ratio
+    mark = "" if low <= 1 <= high else "**"
+    return f"{mark}{value:.2f}{mark} ({low:.2f} to {high:.2f})"
 
 
 def collect(folder: Path, files: tuple[Path, Path], n_scenes: int) -> dict[str, Importance]:

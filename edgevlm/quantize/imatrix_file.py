@@ -26,7 +26,7 @@ IMAGES_KEY, PROMPTS_KEY = "edgevlm.calibrate.images", "edgevlm.calibrate.prompts
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_BYTES = 4 << 30
 _MAX_NAME_BYTES = 1024
-_HINT = "make it again with `llama-imatrix`"
+_HINT = "make it again with `edgevlm calibrate` or llama-imatrix"
 
 
 @dataclass(frozen=True, kw_only=True)
