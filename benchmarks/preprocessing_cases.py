@@ -362,6 +362,7 @@ CASES = (
 )
 # Families that cannot be measured, and why.
 UNMEASURED = {
+    "gemma3n": "not measured: transformers' tower needs timm, and that torchvision",
     "gemma4": "not measured: transformers gives an image as a list of patches and their places",
     "gemma4_unified": "not measured: this image processor of transformers needs torchvision",
     "granite4_vision": "not measured: llama.cpp's graph takes overview and tiles as one picture",

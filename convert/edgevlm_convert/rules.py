@@ -23,8 +23,8 @@ from edgevlm_convert.safetensors import Bits, SourceTensor, widen
 Shape = tuple[int, ...]
 Outtype = Literal["F32", "F16", "BF16"]
 # "matrix" follows --outtype; "f32" and "f16" never do; "f16 or f32" is F16 for F16 and else F32,
-# because ggml's convolution kernels have no BF16 form (llama.cpp's converter does the same).
-Precision = Literal["matrix", "f32", "f16", "f16 or f32"]
+# because ggml's kernels have no BF16 form (llama.cpp does the same); "kernel" is F16 for BF16 too.
+Precision = Literal["matrix", "f32", "f16", "f16 or f32", "kernel"]
 ReadRows = Callable[[int, int], NDArray[np.float32]]
 SUPPORTED_DTYPES = ("F32", "F16", "BF16")
 # Below this many contiguous elements one read that spans several pieces is faster than one each.
@@ -62,9 +62,9 @@ class Mapped:
         """
         if len(self.shape) <= 1 or self.name.endswith("_norm.weight") or self.precision == "f32":
             return "F32"
-        if self.precision == "f16":
+        if self.precision == "f16" or (self.precision == "kernel" and outtype != "F32"):
             return "F16"
-        if self.precision == "f16 or f32":
+        if self.precision in ("f16 or f32", "kernel"):
             return "F16" if outtype == "F16" else "F32"
         return outtype if self.name.endswith(".weight") else "F32"
 

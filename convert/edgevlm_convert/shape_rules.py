@@ -1,4 +1,4 @@
-"""Rules whose tensors get another shape: Stack, Transposed, Permuted and Reshaped.
+"""Rules whose tensors get another shape: Stack, Transposed, Permuted, Reshaped and Channels.
 
 Experts of a mixture are one 3-D tensor in a GGUF file, [n, rows, columns]. Checkpoints have them
 one by one, or packed, some of these with each matrix transposed. All are read slab by slab.
@@ -231,6 +231,42 @@ class Reshaped:
     def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
         """See Rule."""
         return [replace(mapped, shape=self.shape) for mapped in self.rule.apply(tensors)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """A vector [n] as [1, n, 1, 1]: ggml adds it to a picture channel by channel.
+
+    Attributes:
+        source: name of the vector.
+        n: channels.
+        target: GGUF name.
+    """
+
+    source: str
+    n: int
+    target: str
+    required: bool = True
+
+    @property
+    def shapes(self) -> Mapping[str, Shape | None]:
+        """See Rule."""
+        return {self.source: (self.n,)}
+
+    def apply(self, tensors: Mapping[str, SourceTensor]) -> list[Mapped]:
+        """See Rule."""
+        tensor = tensors[self.source]
+        return [
+            Mapped(
+                name=self.target,
+                shape=(1, self.n, 1, 1),
+                sources=tensor.parts,
+                precision="f32",
+                read=lambda start, stop: widen(tensor.bits(start, stop), tensor.dtype).reshape(
+                    -1, 1
+                ),
+            )
+        ]
 
 
 def _stacked(

@@ -40,6 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.convolution_memory import convolution_compute
 from edgevlm.runtime.deepseek_projector import page_graph_n_bytes
 from edgevlm.runtime.gemma4_projector import pool as gemma4_pool
 from edgevlm.runtime.gemma4_projector import read_canvas as read_gemma4_canvas
@@ -201,6 +202,8 @@ def _vision_compute(
     image_sizes: Sequence[tuple[int, int]],
     flash_attention: bool,
 ) -> int:
+    if _projector_type(mmproj) == "gemma3nv":
+        return convolution_compute(mmproj)
     image = _largest_image(mmproj, n_ctx, image_sizes)
     n_patches = image.n_patches
     width = max(numbers(mmproj, "clip.vision.embedding_length"), default=0)

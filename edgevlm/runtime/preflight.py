@@ -18,6 +18,7 @@ from edgevlm.gguf_shards import read_model
 from edgevlm.runtime.canvases import CANVASES, MAX_ASPECTS
 from edgevlm.runtime.deepseek_projector import check_deepseek_text
 from edgevlm.runtime.frame_projector import check_markers
+from edgevlm.runtime.gemma3n_projector import check_gemma3n_text, gemma3n_span
 from edgevlm.runtime.gemma4_projector import check_gemma4_text, gemma4_span
 from edgevlm.runtime.gemma4_unified_projector import GEMMA4_UNIFIED, gemma4_unified_span
 from edgevlm.runtime.glm_projector import check_glm
@@ -117,6 +118,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     _check_deepstack(file)
     check_text_numbers(file)
     check_short_convolution(file)
+    check_gemma3n_text(file)
     check_gemma4_text(file)
     check_deepseek_text(file)
     n_tokens = _n_tokens(file)
@@ -190,6 +192,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         )
     if kind and kind in CANVASES:
         return replace(span, max_aspect=MAX_ASPECTS.get(kind, 0), canvas=CANVASES[kind](file))
+    if kind == "gemma3nv":
+        return gemma3n_span(file, span)
     if kind == "gemma4v":
         return gemma4_span(file, span)
     if kind == GEMMA4_UNIFIED:

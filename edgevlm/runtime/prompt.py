@@ -132,6 +132,11 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         runtime_tokens=("<start_of_image>", "<end_of_image>"),
         around=("\n\n", "\n\n"),
     ),
+    "gemma3nv": ImageSpan(
+        template="<image_soft_token>",
+        runtime_tokens=("<start_of_image>", "<end_of_image>"),
+        around=("\n\n", "\n\n"),
+    ),
     "gemma4v": _GEMMA4,
     "gemma4uv": _GEMMA4,
     "glm4v": ImageSpan(

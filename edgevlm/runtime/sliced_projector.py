@@ -23,6 +23,7 @@ from edgevlm.native.projector import (
 from edgevlm.runtime.any_canvas import AnyCanvas
 from edgevlm.runtime.anyres_canvas import AnyresCanvas
 from edgevlm.runtime.anyres_projector import AnyresProjector
+from edgevlm.runtime.ended_canvas import EndedCanvas, EndedProjector
 from edgevlm.runtime.page_canvas import PageCanvas
 from edgevlm.runtime.page_projector import PageProjector
 from edgevlm.runtime.piecewise import Chunks, laid_out
@@ -99,4 +100,6 @@ def with_canvas(projector: Projector | None, canvas: AnyCanvas | None) -> ImageE
     if isinstance(canvas, PageCanvas):
         return PageProjector(projector, canvas)
     tiled = TiledProjector(projector, canvas)
+    if isinstance(canvas, EndedCanvas) and canvas.last_row:
+        return EndedProjector(tiled, canvas.last_row)
     return tiled

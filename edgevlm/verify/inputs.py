@@ -17,6 +17,7 @@ from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.errors import UnsupportedArchitectureError
 from edgevlm.verify.anyres_processor import OnevisionImages, anyres_processor
 from edgevlm.verify.deepseek_inputs import deepseek_ocr2_inputs
+from edgevlm.verify.gemma3n_inputs import gemma3n_inputs
 from edgevlm.verify.gemma4_unified_inputs import gemma4_unified_inputs
 from edgevlm.verify.hunyuan_inputs import hunyuan_inputs
 from edgevlm.verify.input_parts import (
@@ -74,6 +75,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "hunyuan_vl": hunyuan_inputs,
         "lighton_ocr": lighton_inputs,
         "gemma3": _gemma,
+        "gemma3n": gemma3n_inputs,
         "gemma4": _gemma4,
         "gemma4_unified": gemma4_unified_inputs,
         "internvl": _internvl,

@@ -83,11 +83,13 @@ def test_tensors_are_llama_cpps_in_name_order_shape_type_and_bytes(both: Both) -
 
 
 def test_what_is_mended_differs(both: Both) -> None:
-    ours: dict[str, str] = {}
-    theirs: dict[str, str] = {}
+    ours: dict[str, tuple[list[int], str]] = {}
+    theirs: dict[str, tuple[list[int], str]] = {}
     for golden, reader in both.pairs:
-        ours |= {one.name: hashlib.sha256(one.data.tobytes()).hexdigest() for one in reader.tensors}
-        theirs |= {entry[0]: entry[3] for entry in golden["tensors"]}
+        for one in reader.tensors:
+            shape = [int(size) for size in one.shape[::-1]]
+            ours[one.name] = shape, hashlib.sha256(one.data.tobytes()).hexdigest()
+        theirs |= {entry[0]: (entry[1], entry[3]) for entry in golden["tensors"]}
     for name in both.mended:
         assert ours.get(name) != theirs.get(name), f"{name} needs no exception"
 

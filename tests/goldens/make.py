@@ -118,6 +118,8 @@ def make_shapes(llama_cpp: Path) -> None:
 
 def make(recipe: Recipe, llama_cpp: Path) -> None:
     """Write one golden."""
+    if recipe.prepare is not None:
+        recipe.prepare()
     folder = GOLDENS / recipe.name
     shutil.rmtree(folder, ignore_errors=True)
     checkpoint = folder / "checkpoint"

@@ -41,9 +41,11 @@ class Recipe:
         outtypes: that llama.cpp's converter is asked for.
         mended: tensors of our files that differ from llama.cpp's on purpose, and why.
         mended_keys: metadata keys that do, and why.
+        prepare: readies the environment that the golden is made in; None: it is.
         emulate: does to transformers' model what this runtime cannot help doing, so that all the
             rest is held to the bound.
-        free_numbers: whole numbers of config.json that no shape of this family depends on.
+        free_numbers: whole numbers of config.json, or sections, that no shape of this family
+            depends on.
         dtype, shards, seed: of the weights.
         gains: factors by parts of tensor names, so that the image is heard in the answer.
     """
@@ -65,6 +67,7 @@ class Recipe:
     outtypes: tuple[str, ...] = ("auto", "f16", "f32")
     mended: Mapping[str, str] = field(default_factory=dict[str, str])
     mended_keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    prepare: Callable[[], object] | None = None
     emulate: Callable[[Any], object] | None = None
     free_numbers: tuple[str, ...] = ()
     dtype: str = "BF16"

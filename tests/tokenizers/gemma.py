@@ -28,7 +28,7 @@ from tests.tokenizers.parts import (
 
 SOFT_TOKEN = "<image_soft_token>"
 # (text, type, special in tokenizer.json)
-_FIRST = (
+FIRST = (
     ("<pad>", CONTROL, True),
     ("<eos>", CONTROL, True),
     ("<bos>", CONTROL, True),
@@ -46,7 +46,7 @@ _FIRST = (
     ("<h1>", USER_DEFINED, False),
 )
 _LAST = (("<start_of_image>", USER_DEFINED, True), ("<end_of_image>", USER_DEFINED, True))
-_TEMPLATE = (
+TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
     "{{ '<start_of_turn>' + role + '\\n' }}"
@@ -62,7 +62,7 @@ def write_tokenizer_gemma(
     folder: Path, *, n_tokens: int = 300, model: bool = True, declare: bool = True
 ) -> None:
     """Write Gemma 3's files; without `model` there is no tokenizer.model."""
-    first = [Piece(text=text, type=kind) for text, kind, _ in _FIRST]
+    first = [Piece(text=text, type=kind) for text, kind, _ in FIRST]
     last = [Piece(text=text, type=kind) for text, kind, _ in _LAST]
     n_others = len(first) + 256 + len(last) + 1
     pieces = [*first, *byte_pieces(), *bpe_pieces(n_tokens - n_others), *last]
@@ -93,7 +93,7 @@ def write_tokenizer_gemma(
             "unk_token": "<unk>",
             "use_default_system_prompt": False,
         },
-        template=_TEMPLATE,
+        template=TEMPLATE,
         model=proto if model else None,
         declare=declare,
     )
@@ -101,7 +101,7 @@ def write_tokenizer_gemma(
 
 def _tokenizer(pieces: list[Piece]) -> Config:
     ids = {piece.text: number for number, piece in enumerate(pieces)}
-    added = [added_token(ids[text], text, special=flag) for text, _, flag in (*_FIRST, *_LAST)]
+    added = [added_token(ids[text], text, special=flag) for text, _, flag in (*FIRST, *_LAST)]
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     return {

@@ -8,6 +8,7 @@ from edgevlm_convert.families.cosmos3_omni import FAMILY as COSMOS3_OMNI
 from edgevlm_convert.families.deepseek_ocr2 import FAMILY as DEEPSEEK_OCR2
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
+from edgevlm_convert.families.gemma3n import FAMILY as GEMMA3N
 from edgevlm_convert.families.gemma4 import FAMILY as GEMMA4
 from edgevlm_convert.families.gemma4_unified import FAMILY as GEMMA4_UNIFIED
 from edgevlm_convert.families.glm4v import FAMILY as GLM4V
@@ -51,6 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2_5_OMNI,
     QWEN2_VL,
     GEMMA3,
+    GEMMA3N,
     GEMMA4,
     GEMMA4_UNIFIED,
     IDEFICS3,
