@@ -68,7 +68,7 @@ def test_an_importance_matrix_is_used_and_remembered(
     model: Path, shapes_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = next(path for path in model.glob("m-*.gguf"))
-    channels = importance_of(text).channels
+    channels = dict(importance_of(text).channels)
     imatrix = write_imatrix(
         tmp_path / "i.gguf",
         {name: (values[None], [1.0]) for name, values in channels.items()},
@@ -84,7 +84,16 @@ def test_an_importance_matrix_is_used_and_remembered(
     record = records["m-Q4_K_M.gguf"]
     assert record is not None
     assert (record.sha256, record.datasets) == (sha256_file(imatrix), ["scenes"])
+    assert record.n_without == 0
     assert records[text.name] is None
+    del channels["blk.0.ffn_up.weight"], channels["blk.1.ffn_up.weight"]
+    partial = write_imatrix(
+        tmp_path / "partial.gguf",
+        {name: (values[None], [1.0]) for name, values in channels.items()},
+    )
+    capsys.readouterr()
+    assert main(["quantize", str(model), "--level", "Q4_K_S", "--imatrix", str(partial)]) == 0
+    assert "knows nothing of 2 tensors" in capsys.readouterr().err
 
     one_pass = tmp_path / "one"
     source = str(shapes_checkpoint)
