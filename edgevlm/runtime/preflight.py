@@ -7,6 +7,7 @@ on headers that `read_gguf` has found sound.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,12 @@ from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen, qwen_span
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
 
+# Those whose file says how images are written.
+_SPANS: Mapping[str, Callable[[GGUFFile, ImageSpan], ImageSpan]] = {
+    "gemma3nv": gemma3n_span,
+    "gemma4v": gemma4_span,
+    GEMMA4_UNIFIED: gemma4_unified_span,
+}
 _POSITIVE_TEXT_KEYS = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _POSITIVE_VISION_KEYS = ("image_size", "patch_size", "embedding_length")
 # Those of a tower, which one type of projector has none of.
@@ -192,12 +199,8 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         )
     if kind and kind in CANVASES:
         return replace(span, max_aspect=MAX_ASPECTS.get(kind, 0), canvas=CANVASES[kind](file))
-    if kind == "gemma3nv":
-        return gemma3n_span(file, span)
-    if kind == "gemma4v":
-        return gemma4_span(file, span)
-    if kind == GEMMA4_UNIFIED:
-        return gemma4_unified_span(file, span)
+    if kind and kind in _SPANS:
+        return _SPANS[kind](file, span)
     if kind == "gemma3":
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)
