@@ -153,6 +153,32 @@ def test_experts_are_counted_one_by_one(
         assert experts.counts.sum() == rows * n_used
 
 
+def test_an_expert_that_saw_no_row_is_named_and_counts_evenly(
+    sixteen_bits: Callable[[str], Files],
+    tmp_path: Path,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add = ChannelSums._add  # pyright: ignore[reportPrivateUsage]
+    name = "blk.0.ffn_up_exps.weight"
+
+    def passing_over(self: ChannelSums, of: str, sum2: np.ndarray, counts: np.ndarray) -> None:
+        if of == name:
+            sum2, counts = sum2.copy(), counts.copy()
+            sum2[1], counts[1] = 0, 0
+        add(self, of, sum2, counts)
+
+    monkeypatch.setattr(ChannelSums, "_add", passing_over)
+    out = tmp_path / "i.gguf"
+    text, mmproj = sixteen_bits("qwen3_vl_moe")
+    result = calibrate(text, mmproj, samples[:1], out=out, options=OPTIONS)
+    assert f"{name}[1]" in result.unseen
+    found = read_imatrix(out)
+    assert set(found.unseen) == set(result.unseen)
+    width = values(text, name).shape[-1]
+    assert found.importance.channels[name][width : 2 * width].tolist() == [1.0] * width
+
+
 class _StopsAt:
     """A progress that raises behind the prompt of that number."""
 
