@@ -16,13 +16,16 @@ from tempfile import TemporaryDirectory
 from edgevlm.build.cache import cache_lock, models_folder
 from edgevlm.build.quantize import quantize_model
 from edgevlm.build.write_level import WrittenLevel, write_level
-from edgevlm.drift.kept_rows import KeptRows, load_rows, save_rows
+from edgevlm.drift.kept_rows import KeptRows
 from edgevlm.drift.levels import Side, identity, planned_identity
 from edgevlm.drift.passes import Leading, open_probe, run_baseline, run_level
 from edgevlm.drift.questions import Question
 from edgevlm.drift.records import Record, load_record, save_record
+from edgevlm.drift.rows_file import load_rows, save_rows
 from edgevlm.drift.speed import text_speed
 from edgevlm.drift.workspace import Workspace
+from edgevlm.errors import DriftError
+from edgevlm.files import human_bytes
 from edgevlm.gguf_shards import read_model, shard_paths
 from edgevlm.model_dir import ModelDir
 from edgevlm.native.peak_memory import forget_peak_memory, peak_memory_n_bytes
@@ -32,6 +35,8 @@ from edgevlm.runtime.vlm import VLM, open_vlm
 
 _ROUND = 256
 _CONTEXT = "context"
+# Flat distributions are kept whole, a megabyte a token for a large vocabulary.
+MAX_ROWS_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +169,7 @@ class Comparison:
         def ask(vlm: VLM, index: int) -> None:
             known = self.workspace.images(self.base_keys[1])
             record, rows = run_baseline(vlm, self.questions[index], known, self._setup.leading)
-            self.workspace.rows_path(index).parent.mkdir(parents=True, exist_ok=True)
+            self._check_rows(rows)
             save_rows(self.workspace.rows_path(index), rows)
             self._keep(pair, index, record)
 
@@ -259,6 +264,17 @@ class Comparison:
     def pair_key(text: str, mmproj: str) -> str:
         """Return what the workspace knows a pair of files by."""
         return f"{text}\n{mmproj}"
+
+    def _check_rows(self, rows: KeptRows) -> None:
+        """Raise DriftError where the baseline's distributions take more than the disk is for."""
+        paths = [self.workspace.rows_path(index) for index in range(len(self.questions))]
+        n_bytes = sum(path.stat().st_size for path in paths if path.exists()) + rows.n_bytes
+        if n_bytes > MAX_ROWS_BYTES:
+            raise DriftError(
+                f"the baseline's distributions take more than {human_bytes(MAX_ROWS_BYTES)}: they"
+                " are flat, as those of an untrained model",
+                hint="give fewer prompts, or shorter answers with --max-tokens",
+            )
 
     def _missing(self, key: str, indices: Sequence[int]) -> list[int]:
         return [index for index in indices if self._record(key, index) is None]

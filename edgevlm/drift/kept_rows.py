@@ -16,50 +16,20 @@ Logits are worked through row by row: [n, n_vocab] is never there a second time.
 
 from __future__ import annotations
 
-import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import DriftError, OutputError
-from edgevlm.files import TEMPORARY_PREFIX, check_free_space
+from edgevlm.errors import DriftError
 
 Logits = NDArray[np.float32]
 # A logit of minus infinity is a probability of exp(-1e4): no divergence is infinite.
-_LOWEST = -1e4
+LOWEST = -1e4
 # Probabilities are summed in float32, which holds nothing below; a tail's logarithm ends here.
 _TINY = 1e-38
-_FORMAT_VERSION = 1
-_ARRAYS = {
-    "version": np.dtype("<i8"),
-    "ids": np.dtype("<i4"),
-    "logprobs": np.dtype("<f4"),
-    "offsets": np.dtype("<i8"),
-    "tail": np.dtype("<f8"),
-    "n_vocab": np.dtype("<i8"),
-}
-# What zipfile and numpy raise on damaged files.
-_BROKEN = (
-    OSError,
-    ValueError,
-    LookupError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 # Rounding of a log-probability and of the exponentials that it is normalised with.
 _ROUNDING = 2.0**-23
 
@@ -128,7 +98,7 @@ class _Row:
     def logprobs(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Return natural log-probabilities, as they are kept."""
         exact = self._logits[ids].astype(np.float64) - self._log_total
-        return np.maximum(exact, _LOWEST).astype(np.float32)
+        return np.maximum(exact, LOWEST).astype(np.float32)
 
     def tail(self, ids: NDArray[np.integer[Any]]) -> float:
         """Return the probability of all tokens but these."""
@@ -138,7 +108,7 @@ class _Row:
 
     def lowest(self) -> float:
         """Return the log-probability of the least likely token."""
-        return max(float(self._logits.min()) - self._log_total, _LOWEST)
+        return max(float(self._logits.min()) - self._log_total, LOWEST)
 
     def most_likely(self, max_tail: float, most: int) -> NDArray[np.int64] | None:
         """Return the fewest tokens that leave at most `max_tail`; None: more than `most`."""
@@ -285,89 +255,6 @@ def token_logprobs(logits: Logits, tokens: NDArray[np.integer[Any]]) -> NDArray[
     """
     found = [_Row(row).logprobs(tokens[place : place + 1]) for place, row in enumerate(logits)]
     return np.concatenate([np.zeros(0, dtype=np.float32), *found]).astype(np.float64)
-
-
-def save_rows(path: Path, kept: KeptRows) -> None:
-    """Write kept rows as an npz, not packed, without pickles; it is there whole or not at all.
-
-    Raises:
-        OutputError: the folder cannot be written, or its disk is too small.
-    """
-    check_free_space(path.parent, kept.n_bytes)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    values = {
-        "version": _FORMAT_VERSION,
-        "ids": kept.ids,
-        "logprobs": kept.logprobs,
-        "offsets": kept.offsets,
-        "tail": kept.tail,
-        "n_vocab": kept.n_vocab,
-    }
-    arrays = {key: np.asarray(values[key], dtype=dtype) for key, dtype in _ARRAYS.items()}
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write `{path}`: {error.strerror or error}",
-            hint="check the folder's permissions and its disk",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_rows(path: Path) -> KeptRows | None:
-    """Read kept rows; None where the file is missing, torn, hostile or of another version.
-
-    Kept rows are a cache: whoever reads None computes them again. Nothing is read that is larger
-    than the file itself.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {key: _stored(archive, key, dtype) for key, dtype in _ARRAYS.items()}
-        if arrays["version"].tolist() != _FORMAT_VERSION:
-            return None
-        kept = KeptRows(
-            ids=arrays["ids"],
-            logprobs=arrays["logprobs"],
-            offsets=arrays["offsets"],
-            tail=arrays["tail"],
-            n_vocab=int(arrays["n_vocab"]),
-        )
-        return kept if _holds_together(kept) else None
-    except _BROKEN:
-        return None
-
-
-def _stored(archive: zipfile.ZipFile, key: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return one array; its bytes must stand in the file as they are, and be of this type."""
-    entry = archive.getinfo(f"{key}.npy")
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-        raise ValueError(f"`{key}` is packed")
-    with archive.open(entry) as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"`{key}` is of another version")
-        shape, _, found = np.lib.format.read_array_header_1_0(file)
-        if found != dtype or len(shape) > 1:
-            raise ValueError(f"`{key}` is {found} {shape}")
-        # The checksum is compared at the end of the bytes.
-        return np.frombuffer(file.read(), dtype=dtype).reshape(shape)
-
-
-def _holds_together(kept: KeptRows) -> bool:
-    n, lengths = len(kept.tail), np.diff(kept.offsets)
-    return bool(
-        kept.ids.ndim == kept.logprobs.ndim == kept.offsets.ndim == kept.tail.ndim == 1
-        and len(kept.offsets) == n + 1
-        and kept.offsets[0] == 0
-        and kept.offsets[-1] == len(kept.ids) == len(kept.logprobs)
-        and (lengths > 0).all()
-        and (lengths <= kept.n_vocab).all()
-        and ((kept.ids >= 0) & (kept.ids < kept.n_vocab)).all()
-        and ((kept.logprobs >= _LOWEST) & (kept.logprobs <= 1e-3)).all()
-        and ((kept.tail >= 0) & (kept.tail <= 1)).all()
-    )
 
 
 def _check_shape(kept: KeptRows, logits: Logits) -> None:

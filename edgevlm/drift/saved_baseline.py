@@ -16,10 +16,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgevlm.drift.compare import Comparison
-from edgevlm.drift.kept_rows import load_rows
 from edgevlm.drift.questions import Question
 from edgevlm.drift.records import load_record
 from edgevlm.drift.report import Machine
+from edgevlm.drift.rows_file import load_rows
 from edgevlm.drift.workspace import Workspace
 from edgevlm.errors import DriftError, SourceNotFoundError
 from edgevlm.files import write_together

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ BROKEN = (
     LookupError,
     TypeError,
     EOFError,
+    MemoryError,
     NotImplementedError,
     RuntimeError,
     SyntaxError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -41,10 +45,10 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         OutputError: the folder cannot be written, or its disk is too small.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    check_free_space(path.parent, sum(array.nbytes for array in arrays.values()))
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_free_space(path.parent, sum(array.nbytes for array in arrays.values()))
         with temporary.open("wb") as file:
             values: dict[str, Any] = dict(arrays)
             np.savez(file, allow_pickle=False, **values)
@@ -55,7 +59,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             hint="check the folder's permissions and its disk",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:

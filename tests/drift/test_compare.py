@@ -311,3 +311,11 @@ def test_a_damaged_saved_baseline_is_refused(
                 archive.writestr(name, content)
     with pytest.raises(DriftError, match=r"no saved baseline|is damaged"):
         compare(model, questions, against=saved)
+
+
+def test_the_baselines_distributions_are_bounded(
+    model: Path, questions: QuestionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_module, "MAX_ROWS_BYTES", 2000)
+    with pytest.raises(DriftError, match=r"more than 2\.0 kB"):
+        compare(model, questions, "Q4_K_M")

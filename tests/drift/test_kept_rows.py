@@ -19,12 +19,11 @@ from edgevlm.drift.kept_rows import (
     concatenate,
     diverge,
     keep_rows,
-    load_rows,
     logprob_of,
-    save_rows,
     token_logprobs,
     top_tokens,
 )
+from edgevlm.drift.rows_file import load_rows, save_rows
 from edgevlm.errors import DriftError, OutputError
 from tests.drift import by_scipy
 
@@ -285,9 +284,10 @@ def test_a_file_gives_back_what_was_kept(tmp_path: Path) -> None:
     assert len(empty) == 0
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        save_rows(tmp_path / "none" / "rows.npz", keep_rows(BASE))
+        save_rows(tmp_path / "file" / "rows.npz", keep_rows(BASE))
 
 
 def test_a_torn_file_is_none(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def arrays(**changed: Any) -> dict[str, Any]:
         {"ids": np.asarray([0, 1, 2, -1, 0, 1, 2, 3], dtype=np.int32)},
         {"ids": np.arange(8)},
         {"ids": np.zeros((8, 1), dtype=np.int32)},
-        {"ids": np.asarray([object()])},
+        {"ids": np.asarray(["pickled", None], dtype=object)},
         {"logprobs": np.full(8, np.nan, dtype=np.float32)},
         {"logprobs": np.ones(8, dtype=np.float32)},
         {"logprobs": np.zeros(7, dtype=np.float32)},
