@@ -3,8 +3,9 @@
     python -m tests.goldens.make --llama-cpp SDIST/vendor/llama.cpp [qwen3_vl] [shapes] ...
 
 SDIST is the unpacked source distribution of the llama-cpp-python that constraints.txt pins;
-`adapter` needs peft as well. All are made when none is named. Give `shapes` alone whenever the
-built-in checkpoint's weights are replaced. A new golden begins with a recipe in recipes/.
+`adapter` needs peft as well, `gemma3n` timm (no torchvision). All are made when none is named. Give
+`shapes` alone whenever the built-in checkpoint's weights are replaced. A new golden begins with a
+recipe in recipes/.
 """
 
 from __future__ import annotations
