@@ -200,28 +200,34 @@ def compare(
     asked = _questions(
         directory, images=images, prompts=prompts, reference=reference, answers=answers, note=note
     )
-    report = measure(
-        directory,
-        asked,
-        CompareOptions(
-            levels=[part.strip() for part in levels.split(",") if part.strip()],
-            baseline=baseline,
-            mmproj=mmproj,
-            leading=Leading(along="expected" if answers else "baseline", max_tokens=max_tokens),
-            n_ctx=ctx,
-            n_threads=threads,
-            device=device,
-            gpu_layers=gpu_layers,
-            keep=keep,
-            layers=layers,
-            against=against_baseline,
-            save=save_baseline,
-            seed=seed,
-            limits=Limits(max_kld=max_kld, min_same_top=min_same_top, max_different=max_different),
-        ),
-        named=named,
-        progress=progress,
-    )
+    try:
+        report = measure(
+            directory,
+            asked,
+            CompareOptions(
+                levels=[part.strip() for part in levels.split(",") if part.strip()],
+                baseline=baseline,
+                mmproj=mmproj,
+                leading=Leading(along="expected" if answers else "baseline", max_tokens=max_tokens),
+                n_ctx=ctx,
+                n_threads=threads,
+                device=device,
+                gpu_layers=gpu_layers,
+                keep=keep,
+                layers=layers,
+                against=against_baseline,
+                save=save_baseline,
+                seed=seed,
+                limits=Limits(
+                    max_kld=max_kld, min_same_top=min_same_top, max_different=max_different
+                ),
+            ),
+            named=named,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        note("what was measured is kept: the same command goes on behind it")
+        raise
     lost = keep_report(directory, report) if against_baseline is None else None
     if lost is not None:
         note(lost)

@@ -11,10 +11,8 @@ if TYPE_CHECKING:
 _N_CHANGED = 3
 _N_PARTS = 4
 _ANSWER_LETTERS = 300
-_HEADERS = (
-    *("level", "size", "bits", "mean KLD", "same top", "exact/similar/different"),
-    *("right", "tok/s", "verdict"),
-)
+# From this width on an interval stands beside its number, in the sentence below otherwise.
+_WIDE = 112
 
 
 def show_report(report: DriftReport) -> None:
@@ -30,10 +28,17 @@ def show_report(report: DriftReport) -> None:
         soft_wrap=True,
     )
     out.print()
-    console.table(_HEADERS, [_row(level) for level in report.levels], right=range(1, 8))
+    is_wide = out.width >= _WIDE
+    headers = (
+        *("level", "size", "bits", "mean KLD (95 %)" if is_wide else "KLD", "top"),
+        *("answers", "right", "tok/s", "verdict" if is_wide else ""),
+    )
+    rows = [_row(level, is_wide=is_wide) for level in report.levels]
+    console.table(headers, rows, right=range(1, 8))
+    out.print("top: same top token; answers: exact/similar/different", style="dim")
     out.print()
     for level in report.levels:
-        _show_verdict(level)
+        _show_verdict(level, is_wide=is_wide)
     _show_reference(report.levels)
     for answer in report.changed[:_N_CHANGED]:
         _show_changed(answer)
@@ -41,22 +46,26 @@ def show_report(report: DriftReport) -> None:
         out.print(line, markup=False, soft_wrap=True, style="dim")
 
 
-def _row(level: LevelReport) -> tuple[str, ...]:
+def _row(level: LevelReport, *, is_wide: bool) -> tuple[str, ...]:
+    from edgevlm.drift.wording import kld
     from edgevlm.files import human_bytes
 
     tokens, answers, cost = level.tokens, level.answers, level.cost
-    n_bytes = cost.text_n_bytes + (cost.mmproj_n_bytes or 0)
-    kld, same = tokens.mean_kld, tokens.same_top_token
+    found, same = tokens.mean_kld, tokens.same_top_token
+    drift = kld(found.value)
+    if is_wide:
+        drift += f" ({kld(found.low)}-{kld(found.high)})"
+    speed = cost.decode_tok_per_sec
     return (
         level.level,
-        human_bytes(n_bytes),
+        human_bytes(cost.text_n_bytes + (cost.mmproj_n_bytes or 0)),
         f"{cost.bits_per_weight:.2f}",
-        "0" if level.is_baseline else f"{kld.value:.2g} ({kld.low:.1g} to {kld.high:.1g})",
-        "" if level.is_baseline else f"{same.value:.2%}",
+        "0" if level.is_baseline else drift,
+        "" if level.is_baseline else f"{same.value:.1%}",
         f"{answers.exact}/{answers.similar}/{answers.different}",
         _right(level),
-        "" if cost.decode_tok_per_sec is None else f"{cost.decode_tok_per_sec:.1f}",
-        "baseline" if level.is_baseline else "within" if level.verdict.within else "TOO MUCH",
+        "" if speed is None else f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}",
+        "-" if level.is_baseline else "ok" if level.verdict.within else "OVER",
     )
 
 
@@ -70,13 +79,17 @@ def _right(level: LevelReport) -> str:
     return share + (" (noise)" if tasks.within_noise else "")
 
 
-def _show_verdict(level: LevelReport) -> None:
+def _show_verdict(level: LevelReport, *, is_wide: bool) -> None:
     from edgevlm.cli import console
+    from edgevlm.drift.wording import kld
 
     if level.is_baseline:
         return
     verdict = level.verdict
     words = "within its limits" if verdict.within else "; ".join(verdict.breaches)
+    if not is_wide:
+        found = level.tokens.mean_kld
+        words += f", mean KLD {kld(found.low)} to {kld(found.high)}"
     console.out().print(
         f"{level.level}: {words}{_blame(level)}",
         style="green" if verdict.within else "bold red",

@@ -64,7 +64,7 @@ def test_a_limit_exceeded_ends_with_3(
     arguments = ["compare", model, "--prompts", prompts, "--levels", "Q2_K", *FAST]
     assert main([*arguments, "--max-kld", "1e-9"]) == 3
     out = capsys.readouterr().out
-    assert "TOO MUCH" in out
+    assert "OVER" in out
     assert "is over 1e-09" in out
     assert main([*arguments, "--min-same-top", "1", "--max-kld", "10"]) in (0, 3)
     assert main([*arguments, "--max-kld", "10", "--max-different", "1"]) == 0
