@@ -66,6 +66,7 @@ class Source:
         token_id: the id of an added token of the tokenizer by its text, None where it has none.
         rows_are_paired: query and key rows are in the order of ggml's rotary pairs already, as
             Mistral's own files have them.
+        integers: the values of a small tensor of whole numbers by its name.
     """
 
     config: Section
@@ -78,6 +79,7 @@ class Source:
     reads_norm_epsilon: Callable[[str], bool] = lambda architecture: False
     token_id: Callable[[str], int | None] = lambda text: None
     rows_are_paired: bool = False
+    integers: Callable[[str], list[int]] = lambda name: []
 
     @property
     def n_vocab(self) -> int:

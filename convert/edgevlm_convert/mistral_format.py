@@ -10,10 +10,14 @@ read them; mean and deviation from mistral_common tokens/tokenizers/image.py.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from edgevlm.errors import ConversionError
 from edgevlm_convert.config import MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Section
+from edgevlm_convert.family import Part
 from edgevlm_convert.json_file import read_json
+from edgevlm_convert.rules import Drop, Rename, Row, Rule, Transform
 from edgevlm_convert.vocabulary.tekken import image_section
 
 PARAMS = "params.json"
@@ -185,3 +189,13 @@ def _vision(vision: Section) -> dict[str, object]:
     if merges:
         values["spatial_merge_size"] = vision.integer("spatial_merge_size", low=1, high=16)
     return values
+
+
+def with_mistral_names(part: Part) -> Part:
+    """Return a part whose rules name tensors as Mistral's own files do."""
+    rules: list[Rule] = []
+    for rule in part.rules:
+        if not isinstance(rule, Rename | Transform | Row | Drop):
+            raise ConversionError("a rule of several tensors has no name in Mistral's own files")
+        rules.append(replace(rule, source=mistral_name(rule.source)))
+    return replace(part, rules=tuple(rules))

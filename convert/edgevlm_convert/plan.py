@@ -20,20 +20,10 @@ from edgevlm_convert.family import Family, Part, Source
 from edgevlm_convert.general import general_metadata
 from edgevlm_convert.json_file import quoted
 from edgevlm_convert.metadata import Value, array, u32
-from edgevlm_convert.mistral_format import image_settings, mistral_name
+from edgevlm_convert.mistral_format import image_settings, mistral_name, with_mistral_names
 from edgevlm_convert.prefixes import find_prefixes
-from edgevlm_convert.rules import (
-    Drop,
-    Ledger,
-    Mapped,
-    Outtype,
-    Rename,
-    Row,
-    Rule,
-    Transform,
-    map_tensors,
-)
-from edgevlm_convert.safetensors import SourceTensor
+from edgevlm_convert.rules import Ledger, Mapped, Outtype, map_tensors
+from edgevlm_convert.safetensors import SourceTensor, whole_numbers
 from edgevlm_convert.tokenizer import added_token_id, vocabulary
 from edgevlm_convert.vocabulary.image_token import check_image_token
 from edgevlm_convert.writer import GGUFPlan, OutputTensor, plan_gguf, write_gguf
@@ -233,10 +223,11 @@ def _read(
         reads_norm_epsilon=reads_norm_epsilon,
         token_id=lambda text: added_token_id(checkpoint, text),
         rows_are_paired=checkpoint.is_mistral,
+        integers=lambda name: whole_numbers(tensors, name),
     )
     parts = {"text": text_model.build(source), "mmproj": family.projector.build(source)}
     if checkpoint.is_mistral:
-        parts = {file: _as_mistral_names(part) for file, part in parts.items()}
+        parts = {file: with_mistral_names(part) for file, part in parts.items()}
     outputs, ledger = map_tensors(tensors, {file: part.rules for file, part in parts.items()})
     ends = (f"{source.prefixes.text}embed_tokens.weight", f"{source.prefixes.head}weight")
     if all(mapped.name != "output.weight" for mapped in outputs["text"]):
@@ -253,16 +244,6 @@ def _read(
         adapted=merged.adapted,
         dequantized=unpacked.dequantized,
     )
-
-
-def _as_mistral_names(part: Part) -> Part:
-    """Return a part whose rules name tensors as Mistral's own files do."""
-    rules: list[Rule] = []
-    for rule in part.rules:
-        if not isinstance(rule, Rename | Transform | Row | Drop):
-            raise ConversionError("a rule of several tensors has no name in Mistral's own files")
-        rules.append(replace(rule, source=mistral_name(rule.source)))
-    return replace(part, rules=tuple(rules))
 
 
 def _check_tied(names: Sequence[str], merged: Merged) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ MAX_HEADER_BYTES = 100_000_000
 _UNCHECKED_HEADER_BYTES = 4_000_000
 _MAX_TENSORS = 200_000
 _MAX_DIMENSIONS = 8
+_MAX_WHOLE_NUMBERS = 4096
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
     "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -101,6 +103,22 @@ class SourceTensor:
                 hint="the checkpoint is damaged or its training diverged; use another revision",
             )
         return bits
+
+
+def whole_numbers(tensors: Mapping[str, SourceTensor], name: str) -> list[int]:
+    """Return the values of a small tensor of signed 64-bit numbers.
+
+    Raises:
+        ConversionError: there is no such tensor, or it is large or of another type.
+    """
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype != "I64" or not 0 < tensor.n_values <= _MAX_WHOLE_NUMBERS:
+        found = "none" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise ConversionError(
+            f"tensor {quoted(name)}: {found}, expected a few numbers of type I64",
+            hint=DAMAGED_HINT,
+        )
+    return [int(value) for value in np.frombuffer(tensor.raw(0, tensor.n_values), dtype="<i8")]
 
 
 def widen(bits: Bits, dtype: str) -> NDArray[np.float32]:

@@ -31,6 +31,7 @@ from edgevlm.runtime.lfm2_projector import check_short_convolution
 from edgevlm.runtime.mlp_projector import check_mlp
 from edgevlm.runtime.pixtral_projector import check_pixtral
 from edgevlm.runtime.prompt import IMAGE_SPANS, ImageSpan
+from edgevlm.runtime.qwen4_text import check_qwen4_text
 from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen, qwen_span
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
@@ -127,6 +128,7 @@ def check_text_model(path: Path) -> tuple[GGUFFile, TextFacts]:
     check_short_convolution(file)
     check_gemma3n_text(file)
     check_gemma4_text(file)
+    check_qwen4_text(file)
     check_deepseek_text(file)
     n_tokens = _n_tokens(file)
     ids = {name: _integer(file, key) for name, key in _SPECIAL_TOKENS.items()}

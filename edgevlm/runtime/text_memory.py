@@ -25,6 +25,9 @@ What was found by looking at llama-cpp-python 0.3.36 at work, part by part:
   P + max(3 F + 4 N E, (4 N + 1) E + 800, 3 P + 4 E); without flash attention P + N E more than
   above. Fitted on 6 shapes (E 256 to 2048, 1 to 30 layers): 1.0 to 1.4 times what llama.cpp
   reserved.
+- Streams of Qwen4-Exp, N values in all: 6 N + 3.5 E, and for the indexer 0.3 values per token and
+  cell, 4 without flash attention; its keys are a cache of their own. Fitted on 3 shapes (E 512 and
+  1024, 2 and 4 streams) with n_ctx 512 to 2048: 1.0 to 1.3 times.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ _N_OUTPUTS = 16
 # What else the streams of a token take.
 _ROUTING = 800
 # Layers of linear attention up to one of full attention (src/models/qwen35.cpp).
-_HYBRID, _USUAL_INTERVAL = ("qwen35", "qwen35moe"), 4
+_HYBRID, _USUAL_INTERVAL = ("qwen35", "qwen35moe", "qwen4exp"), 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,40 @@ def _linear_layers(file: GGUFFile, n_layers: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HyperConnections:
+    """Several residual streams, an indexer, n-grams: what Qwen4-Exp has beside a hybrid.
+
+    Attributes:
+        width: of all streams together; 0: there is one, as usual.
+        index_keys: values per token of the indexer's keys, in all layers; 0: there is none.
+        state: values that the convolution of n-grams keeps.
+    """
+
+    width: int
+    index_keys: int
+    state: int
+
+    @classmethod
+    def read(cls, file: GGUFFile, width: int, n_attended: int) -> HyperConnections:
+        """Return what a header names, for a model with `n_attended` layers of attention."""
+        name = file.architecture
+        n_streams, key, kernel, size = (
+            max(numbers(file, f"{name}.{one}"), default=0) if name in _HYBRID else 0
+            for one in (
+                "hyper_connection.count",
+                "attention.indexer.key_length",
+                "ple.conv_kernel",
+                "ple.ngram_size",
+            )
+        )
+        return cls(
+            width=n_streams * width,
+            index_keys=key * n_attended if n_streams else 0,
+            state=max(0, kernel - 1) * size * n_streams * width,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSizes:
     """Widths of a text model, as the module's docstring names them."""
 
@@ -141,6 +178,7 @@ class TextSizes:
     n_vocab: int
     mixture: Mixture
     linear: LinearAttention
+    hyper: HyperConnections
 
     @classmethod
     def read(cls, file: GGUFFile) -> TextSizes:
@@ -187,6 +225,7 @@ class TextSizes:
             n_vocab=n_items(file, "tokenizer.ggml.tokens"),
             mixture=Mixture.read(file),
             linear=linear,
+            hyper=HyperConnections.read(file, width, max(0, n_layers - len(linear.layers))),
         )
 
 
@@ -216,13 +255,14 @@ def kv_cache(sizes: TextSizes, n_ctx: int, kv_type: str) -> int:
             (sizes.kv_heads_of_all_layers - n_windowed) * (sizes.head_k + sizes.head_v),
         ),
         (_n_window_cells(sizes, n_ctx), n_windowed * sizes.windowed_head),
+        (_n_cells(n_ctx), sizes.hyper.index_keys),
     )
     return sum(n * -(-width * type_.block_bytes // type_.block_size) for n, width in parts)
 
 
 def recurrent_state(sizes: TextSizes) -> int:
     """Return the bytes of the states of linear attention, of one conversation."""
-    return F32_BYTES * len(sizes.linear.layers) * sizes.linear.state
+    return F32_BYTES * (len(sizes.linear.layers) * sizes.linear.state + sizes.hyper.state)
 
 
 def text_compute(sizes: TextSizes, n_ctx: int, flash_attention: bool) -> int:
@@ -234,16 +274,19 @@ def text_compute(sizes: TextSizes, n_ctx: int, flash_attention: bool) -> int:
     others = max(3 * sizes.ffn + sizes.input + 6 * sizes.width, _mixture(sizes), _linear(sizes))
     if sizes.linear.layers:
         others = max(others, 4 * query + 2 * key + 2 * sizes.width)
+    if sizes.hyper.width:
+        others = max(others, 6 * sizes.hyper.width + int(3.5 * sizes.width))
+    n_indexed = n_cells if sizes.hyper.index_keys else 0
     output = n_batch * (sizes.input + sizes.width) + _N_OUTPUTS * sizes.n_vocab
     n_masked = n_cells + _n_window_cells(sizes, n_ctx)
     if flash_attention:
         each = max(others, attention) + 3 * sizes.inner if sizes.streams == 1 else _streams(sizes)
-        floats = n_batch * each + n_batch * n_masked // 2
+        floats = n_batch * each + n_batch * n_masked // 2 + n_batch * n_indexed * 3 // 10
     else:
         gates = query if sizes.linear.layers else 0
         if sizes.streams > 1:
             attention += sizes.inner + sizes.streams * sizes.width
-        table = sizes.heads * n_cells + n_masked
+        table = sizes.heads * n_cells + n_masked + 4 * n_indexed
         # Values are stored one by one, each with its place, a 64-bit number.
         places = 2 * sizes.kv_heads * sizes.head_v
         floats = n_batch * max(others + n_masked + places, attention + gates + table)

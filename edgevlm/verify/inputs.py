@@ -43,6 +43,7 @@ _QWEN = (
     "cosmos3_omni",
     "qwen3_5",
     "qwen3_5_moe",
+    "qwen4_exp",
 )
 _TILE, _FAKE, _GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 _PIXTRAL, _BREAK, _END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"

@@ -19,7 +19,7 @@ from tests.goldens.recipes import RECIPES
 
 LONG = "The circle is one, the other is not. " * 8
 N_BATCH = 128
-RECURRENT = ("qwen35", "qwen35moe", "lfm2")
+RECURRENT = ("qwen35", "qwen35moe", "qwen4exp", "lfm2")
 BOUND = 1e-3
 
 

@@ -53,8 +53,19 @@ def write_weights_file(
     dtype: str,
     seed: int,
     gains: Mapping[str, float],
+    integers: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
-    """Write weights.json: all that is needed to draw the weights again."""
+    """Write weights.json: all that is needed to draw the weights again, whole numbers as they are.
+
+    Args:
+        folder: of the golden.
+        shapes: by name.
+        shards: files.
+        dtype: of what is drawn.
+        seed: of the drawing.
+        gains: factors by parts of names.
+        integers: values of tensors of whole numbers, by name.
+    """
     names = list(shapes)
     tensors = {
         name: [list(shapes[name]), number * shards // len(names) + 1]
@@ -65,6 +76,7 @@ def write_weights_file(
         "dtype": dtype,
         "shards": shards,
         "gains": dict(gains),
+        **({"integers": {name: list(one) for name, one in integers.items()}} if integers else {}),
         "tensors": tensors,
     }
     # A line a tensor is small, and still shows what changed.
@@ -85,21 +97,22 @@ def redraw(golden: str, folder: Path, *, dtype: str | None = None) -> Path:
     for file, shapes in shards.items():
         write_safetensors(
             folder / file,
-            {
-                name: (
-                    stored_as,
-                    shape,
-                    encode(
-                        draw(name, shape, seed=weights["seed"], gains=weights.get("gains")),
-                        stored_as,
-                    ),
-                )
-                for name, shape in shapes.items()
-            },
+            {name: drawn_tensor(weights, name, shape, stored_as) for name, shape in shapes.items()},
         )
     weight_map = {name: file for file, shapes in shards.items() for name in shapes}
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
     return folder
+
+
+def drawn_tensor(
+    weights: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: str
+) -> tuple[str, tuple[int, ...], bytes]:
+    """Return type, shape and bytes of a tensor that weights.json tells how to draw."""
+    integers: Mapping[str, list[int]] = weights.get("integers", {})
+    if name in integers:
+        return "I64", shape, np.asarray(integers[name], dtype="<i8").tobytes()
+    values = draw(name, shape, seed=weights["seed"], gains=weights.get("gains"))
+    return dtype, shape, encode(values, dtype)
 
 
 def redraw_adapter(folder: Path) -> Path:

@@ -136,6 +136,7 @@ def make(recipe: Recipe, llama_cpp: Path) -> None:
         dtype=recipe.dtype,
         seed=recipe.seed,
         gains=recipe.gains,
+        integers=saved_integers(recipe, checkpoint),
     )
     with tempfile.TemporaryDirectory() as scratch:
         drawn = redraw(recipe.name, Path(scratch) / "checkpoint")
@@ -195,6 +196,18 @@ _LORA: dict[str, Any] = {
     "use_dora": True,
     "modules_to_save": ["lm_head"],
 }
+
+
+def saved_integers(recipe: Recipe, checkpoint: Path) -> dict[str, list[int]]:
+    """Return the tensors of whole numbers that transformers makes of a config, by name."""
+    transformers: Any = importlib.import_module("transformers")
+    model_class = getattr(transformers, recipe.model_class)
+    model = model_class(model_class.config_class.from_pretrained(checkpoint))
+    return {
+        name: value.tolist()
+        for name, value in model.state_dict().items()
+        if str(value.dtype) == "torch.int64"
+    }
 
 
 def saved_shapes(recipe: Recipe, checkpoint: Path) -> dict[str, tuple[int, ...]]:

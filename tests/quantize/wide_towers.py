@@ -17,8 +17,8 @@ from edgevlm_convert.family import Source
 from edgevlm_convert.prefixes import find_prefixes
 from edgevlm_convert.rules import Shape
 
-from tests.goldens.files import GOLDENS, read_golden_json
-from tests.synthetic import draw, encode, write_json, write_safetensors
+from tests.goldens.files import GOLDENS, drawn_tensor, read_golden_json
+from tests.synthetic import write_json, write_safetensors
 
 WIDTH = 256
 # No block divides it; 16 does, as it divides 4304.
@@ -35,18 +35,11 @@ def redraw_wide(golden: str, folder: Path) -> Path:
     shapes: dict[str, Shape] = {
         name: tuple(shape) for name, (shape, _) in weights["tensors"].items()
     }
-    shapes |= _wanted(folder, shapes)
+    shapes |= _wanted(folder, shapes, weights.get("integers", {}))
     write_safetensors(
         folder / "model.safetensors",
         {
-            name: (
-                weights["dtype"],
-                shape,
-                encode(
-                    draw(name, shape, seed=weights["seed"], gains=weights.get("gains")),
-                    weights["dtype"],
-                ),
-            )
+            name: drawn_tensor(weights, name, shape, weights["dtype"])
             for name, shape in shapes.items()
         },
     )
@@ -78,7 +71,9 @@ def _widened(vision: Mapping[str, Any]) -> dict[str, Any]:
     return {**vision, width: WIDTH, heads: 4, **known}
 
 
-def _wanted(folder: Path, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def _wanted(
+    folder: Path, shapes: Mapping[str, Shape], integers: Mapping[str, list[int]]
+) -> dict[str, Shape]:
     """Return the shapes that the converter asks for, where it asks for one."""
     config = Section(read_golden_json(folder / "config.json"), file="config.json")
     preprocessor = read_golden_json(folder / "preprocessor_config.json")
@@ -91,6 +86,7 @@ def _wanted(folder: Path, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         prefixes=find_prefixes(shapes, family.prefixes),
         shapes=shapes,
         token_id=lambda _: 1,
+        integers=lambda name: integers[name],
     )
     parts = architecture.build(source), family.projector.build(source)
     return {

@@ -37,6 +37,7 @@ from edgevlm_convert.families.qwen3_5_moe import FAMILY as QWEN3_5_MOE
 from edgevlm_convert.families.qwen3_omni_moe import FAMILY as QWEN3_OMNI_MOE
 from edgevlm_convert.families.qwen3_vl import FAMILY as QWEN3_VL
 from edgevlm_convert.families.qwen3_vl_moe import FAMILY as QWEN3_VL_MOE
+from edgevlm_convert.families.qwen4_exp import FAMILY as QWEN4_EXP
 from edgevlm_convert.families.video_llava import FAMILY as VIDEO_LLAVA
 from edgevlm_convert.family import Family, TextArchitecture
 from edgevlm_convert.json_file import quoted
@@ -48,6 +49,7 @@ FAMILIES: tuple[Family, ...] = (
     COSMOS3_OMNI,
     QWEN3_5,
     QWEN3_5_MOE,
+    QWEN4_EXP,
     QWEN2_5_VL,
     QWEN2_5_OMNI,
     QWEN2_VL,

@@ -240,13 +240,13 @@ def _layer_rules(model: _Model, source: str, target: str, *, linear: bool) -> li
     if linear:
         rules += delta_net_rules(source, target, model.net)
     else:
-        rules += _attention_rules(source, target, sizes)
+        rules += gated_attention_rules(source, target, sizes)
     if model.experts is None:
         return rules + mlp_rules(source, target, sizes.n_embd, sizes.n_ff)
     return rules + expert_rules(model.source, source, target, sizes.n_embd, model.experts)
 
 
-def _attention_rules(source: str, target: str, sizes: Sizes) -> list[Rule]:
+def gated_attention_rules(source: str, target: str, sizes: Sizes) -> list[Rule]:
     """Return the rules of attention; each query head has a gate of its size beside it."""
     shapes: dict[str, tuple[str, Shape]] = {
         "q_proj.weight": ("attn_q.weight", (2 * sizes.n_query, sizes.n_embd)),

@@ -36,6 +36,7 @@ from tests.goldens.recipes import (
     qwen3_5_moe,
     qwen3_omni_moe,
     qwen3_vl_moe,
+    qwen4_exp,
     smolvlm,
     video_llava,
 )
@@ -51,6 +52,7 @@ RECIPES: dict[str, Recipe] = {
         qwen3_5.RECIPE,
         qwen3_5.SMALL,
         qwen3_5_moe.RECIPE,
+        qwen4_exp.RECIPE,
         qwen2_vl.RECIPE,
         qwen2_vl.EPSILON,
         qwen2_vl.LINEAR,
