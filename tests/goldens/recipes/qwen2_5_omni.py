@@ -67,7 +67,7 @@ RECIPE = replace(
         tower={},
         joined=True,
     ),
-    outtypes=("auto", "f32"),
+    outtypes=("auto",),
     free_numbers=(*_VL.free_numbers, *FREE_NUMBERS),
     seed=20261128,
 )

@@ -50,7 +50,7 @@ RECIPE = replace(
         tower=_TOWER,
         joined=False,
     ),
-    outtypes=("auto", "f32"),
+    outtypes=("auto",),
     free_numbers=(*_VL.free_numbers, *FREE_NUMBERS),
     gains={"mlp.gate.": 3.0, "merger.mlp.2.weight": 4.0, "merger_list.": 2.0},
     seed=20261128,
