@@ -56,7 +56,8 @@ from edgevlm.runtime.vlm import open_vlm
 from edgevlm.vectors import cosines
 
 LEVELS = ("Q5_K_M", "Q4_K_M", "pi", "Q3_K_M", "Q2_K", "IQ3_S")
-WEIGHTS = {"text alone": 0.0, "0.25": 0.25, "0.5": 0.5, "images alone": 1.0}
+TEXT_ALONE = "text alone"
+WEIGHTS = {TEXT_ALONE: 0.0, "0.25": 0.25, "0.5": 0.5, "images alone": 1.0}
 STOCK, STOCK_WEIGHT = "stock, 0.25", 0.25
 PROJECTOR_LEVELS = ("Q6_K", "Q5_K", "Q4_K")
 N_DRAWS = 2000
@@ -87,6 +88,9 @@ def main() -> int:
     parser.add_argument("--levels", nargs="+", default=LEVELS)
     parser.add_argument("--scenes", type=int, default=64, help="to calibrate on")
     parser.add_argument("--held-out", type=int, default=128, help="scenes to measure on")
+    parser.add_argument(
+        "--variants", nargs="+", help="only these matrices; the projector not at all"
+    )
     parser.add_argument("--json", type=Path, help="file to add the numbers to")
     parser.add_argument("--table", type=Path, help="print the tables of such a file, and no more")
     options = parser.parse_args()
@@ -102,13 +106,16 @@ def main() -> int:
             write_gguf(conversion.text, files[outtype][0])
             write_gguf(conversion.mmproj, files[outtype][1])
         matrices = collect(folder, files["f16"], options.scenes)
+        chosen = {name: matrices[name] for name in options.variants or matrices}
         examples = [held_out(index) for index in range(options.held_out)]
         asked = ask_about(
             [(np.asarray(render(scene)), question.text) for scene, question in examples],
             *files["f32"],
         )
-        text = texts(folder, *files["f32"], asked, matrices, options.levels)
-        projector = projectors(folder, *files["f32"], asked, matrices["0.5"])
+        text = texts(folder, *files["f32"], asked, chosen, options.levels)
+        projector: dict[str, Any] = {}
+        if not options.variants:
+            projector = projectors(folder, *files["f32"], asked, matrices["0.5"])
     if options.json:
         document: dict[str, Any] = {}
         if options.json.exists():
@@ -222,6 +229,10 @@ def texts(
         name: pooled([row[name] for row in table.values()], nothing(table)) for name in variants
     }
     print(f"{'all':14}", *(f"{show(*ratio):>25}" for ratio in overall.values()), flush=True)
+    if TEXT_ALONE in variants:
+        bases = [row[TEXT_ALONE] for row in table.values()]
+        ratios = [pooled([row[name] for row in table.values()], bases) for name in variants]
+        print(f"{'to text alone':14}", *(f"{show(*ratio):>25}" for ratio in ratios), flush=True)
     return {**{level: records(row) for level, row in table.items()}, "all": overall}
 
 
@@ -278,6 +289,7 @@ def records(row: Mapping[str, Measured]) -> dict[str, Any]:
             "mean_kld": one.mean(),
             "interval": half_interval(one),
             "ratio": pooled([one], [row["none"]]),
+            **({"to_text": pooled([one], [row[TEXT_ALONE]])} if TEXT_ALONE in row else {}),
         }
         for name, one in row.items()
     }
