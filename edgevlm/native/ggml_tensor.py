@@ -114,6 +114,11 @@ def tensor_source(address: int, index: int) -> int | None:
     return _Tensor.from_address(address).src[index]
 
 
+def viewed(address: int) -> int | None:
+    """Return the tensor that another is a view of; None: it is none."""
+    return _Tensor.from_address(address).view_src or None
+
+
 def weight_shape(address: int) -> tuple[int, ...]:
     """Return all four dimensions of a tensor, slowest first."""
     return tuple(int(size) for size in _Tensor.from_address(address).ne[::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgevlm.gguf_file import GGUFFile
-from edgevlm.runtime.deepseek_projector import check_deepseek_ocr2
+from edgevlm.runtime.deepseek_projector import check_deepseek_ocr, check_deepseek_ocr2
 from edgevlm.runtime.internvl_projector import check_internvl
 from edgevlm.runtime.lfm2_canvas import MAX_ASPECT as MAX_LFM2_ASPECT
 from edgevlm.runtime.lfm2_projector import check_lfm2
@@ -21,6 +21,7 @@ from edgevlm.runtime.tile_canvas import Canvas
 
 # By `clip.projector_type`; each checks its file and raises GGUFError.
 CANVASES: Mapping[str, Callable[[GGUFFile], Canvas | SliceCanvas | PageCanvas]] = {
+    "deepseekocr": check_deepseek_ocr,
     "deepseekocr2": check_deepseek_ocr2,
     "internvl": check_internvl,
     "lfm2": check_lfm2,
@@ -30,6 +31,7 @@ CANVASES: Mapping[str, Callable[[GGUFFile], Canvas | SliceCanvas | PageCanvas]] 
 }
 # Of a side to the other; 0 for those that take any.
 MAX_ASPECTS = {
+    "deepseekocr": MAX_PAGE_ASPECT,
     "deepseekocr2": MAX_PAGE_ASPECT,
     "lfm2": MAX_LFM2_ASPECT,
     "minicpmv4_6": MAX_SLICE_ASPECT,

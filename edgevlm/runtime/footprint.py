@@ -85,8 +85,8 @@ _DYNAMIC = {
 _MINICPM, _GLM, _PADDLEOCR, _GEMMA4 = "minicpmv4_6", "glm4v", "paddleocr", "gemma4v"
 # Its patches are whole visual tokens.
 _GEMMA4_UNIFIED = "gemma4uv"
-_DEEPSEEK_OCR = "deepseekocr2"
-_OF_FOUR = ("gemma3", _DEEPSEEK_OCR)
+_DEEPSEEK_OCR = ("deepseekocr", "deepseekocr2")
+_OF_FOUR = ("gemma3", *_DEEPSEEK_OCR)
 # Those whose images are stretched to the limits of the file, and the side of their first picture.
 _STRETCHED = {
     _GLM: (read_glm_canvas, 46),
@@ -224,8 +224,8 @@ def _vision_compute(
     if any(numbers(mmproj, "clip.vision.n_wa_pattern")) or _projector_type(mmproj) == _MINICPM:
         mask = n_patches**2 * F32_BYTES
         graph = max(2 * mask, graph + (mask // 2 if flash_attention else mask))
-    if _projector_type(mmproj) == _DEEPSEEK_OCR:
-        graph = page_graph_n_bytes(mmproj, flash_attention=flash_attention)
+    if _projector_type(mmproj) in _DEEPSEEK_OCR:
+        graph = page_graph_n_bytes(mmproj, image_sizes, flash_attention=flash_attention)
     graph += copied_table_n_bytes(mmproj)
     n_copies = _EMBEDDING_COPIES + image.n_waiting + image.n_joined
     embeddings = n_copies * sizes.input * n_patches // merged

@@ -100,8 +100,8 @@ _QWEN = ImageSpan(
 )
 _HUNYUAN = tuple(f"<\uff5chy_place\u2581holder\u2581no\u2581{n}\uff5c>" for n in (100, 102, 101))
 _GEMMA4 = ImageSpan(template="<|image|>", runtime_tokens=("<|image>", "<image|>"))
-# By `clip.projector_type` of the mmproj. Sources: tools/mtmd/mtmd.cpp (img_beg, img_end) of
-# llama-cpp-python 0.3.36, and the families' chat templates.
+_PAGES = ImageSpan(template="<image>", runtime_tokens=(), smooth_table=True)
+# By `clip.projector_type`. Sources: tools/mtmd/mtmd.cpp (img_beg, img_end), chat templates.
 IMAGE_SPANS: Mapping[str, ImageSpan] = {
     "qwen2vl_merger": _QWEN,
     "qwen2.5vl_merger": _QWEN,
@@ -122,7 +122,7 @@ IMAGE_SPANS: Mapping[str, ImageSpan] = {
         around=("<image_id>{number}</image_id>", ""),
     ),
     "mlp": ImageSpan(template="<image>", runtime_tokens=()),
-    "deepseekocr2": ImageSpan(template="<image>", runtime_tokens=(), smooth_table=True),
+    **dict.fromkeys(("deepseekocr", "deepseekocr2"), _PAGES),
     "janus_pro": ImageSpan(template="<image_placeholder>", runtime_tokens=()),
     # libmtmd ends an image with the line feed.
     "granite4_vision": ImageSpan(template="<image>\n", runtime_tokens=()),

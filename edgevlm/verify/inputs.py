@@ -16,7 +16,7 @@ from edgevlm_convert.checkpoint import Checkpoint, open_checkpoint
 
 from edgevlm.errors import UnsupportedArchitectureError
 from edgevlm.verify.anyres_processor import OnevisionImages, anyres_processor
-from edgevlm.verify.deepseek_inputs import deepseek_ocr2_inputs
+from edgevlm.verify.deepseek_inputs import deepseek_ocr2_inputs, deepseek_ocr_inputs
 from edgevlm.verify.gemma3n_inputs import gemma3n_inputs
 from edgevlm.verify.gemma4_unified_inputs import gemma4_unified_inputs
 from edgevlm.verify.hunyuan_inputs import hunyuan_inputs
@@ -84,6 +84,7 @@ def open_inputs(folder: Path, *, family: str) -> Inputs:
         "granite4_vision": _anyres,
         "janus": _janus,
         "deepseek_vl": _janus,
+        "deepseek_ocr": deepseek_ocr_inputs,
         "deepseek_ocr2": deepseek_ocr2_inputs,
         "pixtral": _pixtral,
         "mistral3": _pixtral,

@@ -52,15 +52,26 @@ def pixels_of(tensors: Mapping[str, Any], n_images: int) -> list[tuple[NDArray[n
 
 
 def _behind_tiles(tensors: Mapping[str, Any]) -> list[tuple[NDArray[np.float32], ...]]:
-    """Return DeepSeek-OCR 2's images: the tiles of each, then the whole."""
+    """Return DeepSeek-OCR's images: the tiles of each, then the whole.
+
+    llama.cpp encodes a row of the first generation's tiles at once, one below the other.
+    """
     images: list[tuple[NDArray[np.float32], ...]] = []
     start = 0
-    for whole, n_tiles in zip(
-        tensors["pixel_values"], tensors["num_local_patches"].tolist(), strict=True
+    grids = tensors.get("patches_grid", [[1, 1]] * len(tensors["pixel_values"]))
+    for whole, n_tiles, (n_columns, _) in zip(
+        tensors["pixel_values"], list(tensors["num_local_patches"]), grids, strict=True
     ):
-        tiles = tensors["pixel_values_local"][start : start + n_tiles] if n_tiles else ()
-        start += n_tiles
-        images.append(tuple(picture.float().numpy() for picture in (*tiles, whole)))
+        tiles = [
+            tensors["pixel_values_local"][number].float().numpy()
+            for number in range(start, start + int(n_tiles))
+        ]
+        rows = [
+            np.concatenate(tiles[first : first + n_columns], axis=1)
+            for first in range(0, len(tiles), n_columns)
+        ]
+        start += int(n_tiles)
+        images.append((*rows, whole.float().numpy()))
     return images
 
 

@@ -1,4 +1,4 @@
-"""The configuration of DeepSeek-OCR 2 as published, and the tensors of such a checkpoint.
+"""DeepSeek-OCR and DeepSeek-OCR 2 as published: configurations, tensors of such checkpoints.
 
 No hub was at hand: numbers are those of llama.cpp's converter (conversion/deepseek.py), of
 transformers' conversion_mapping.py and of memory; vocabulary and experts are DeepSeek-OCR's.
@@ -66,6 +66,28 @@ PUBLISHED: Config = {
         },
     },
 }
+FIRST: Config = {
+    **PUBLISHED,
+    "architectures": ["DeepseekOCRForCausalLM"],
+    "projector_config": {**PUBLISHED["projector_config"], "input_dim": 2048},
+    "vision_config": {
+        **PUBLISHED["vision_config"],
+        "model_name": "deeplip_b_l",
+        "width": {
+            "clip-l-14-224": {
+                "heads": 16,
+                "image_size": 224,
+                "layers": 24,
+                "patch_size": 14,
+                "width": 1024,
+            },
+            "sam_vit_b": {
+                **PUBLISHED["vision_config"]["width"]["sam_vit_b"],
+                "downsample_channels": [512, 1024],
+            },
+        },
+    },
+}
 PROCESSOR: Config = {
     "candidate_resolutions": [[1024, 1024]],
     "downsample_ratio": 4,
@@ -81,6 +103,40 @@ PROCESSOR: Config = {
 def tensor_shapes() -> Shapes:
     """Return the tensors of the published size by DeepSeek's own names."""
     return {**_text(1280, 6848, 896, 64), **_sam(768, 3072, 12), **_encoder(896, 4864, 24)}
+
+
+def first_shapes() -> Shapes:
+    """Return the tensors of DeepSeek-OCR's published size, by the same names."""
+    shapes = {**_text(1280, 6848, 896, 64), **_sam(768, 3072, 12), **_clip(1024, 24)}
+    return {
+        **shapes,
+        "model.image_newline": (1280,),
+        "model.projector.layers.weight": (1280, 2048),
+        "model.sam_model.net_3.weight": (1024, 512, 3, 3),
+    }
+
+
+def _clip(width: int, n_layers: int) -> Shapes:
+    stem = "model.vision_model."
+    shapes: Shapes = {
+        f"{stem}embeddings.class_embedding": (width,),
+        f"{stem}embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        f"{stem}embeddings.position_embedding.weight": (257, width),
+        f"{stem}pre_layrnorm.weight": (width,),
+        f"{stem}pre_layrnorm.bias": (width,),
+    }
+    for layer in range(n_layers):
+        for name, shape in {
+            "layer_norm1": (width,),
+            "layer_norm2": (width,),
+            "self_attn.qkv_proj": (3 * width, width),
+            "self_attn.out_proj": (width, width),
+            "mlp.fc1": (4 * width, width),
+            "mlp.fc2": (width, 4 * width),
+        }.items():
+            block = f"{stem}transformer.layers.{layer}.{name}"
+            shapes |= {f"{block}.weight": shape, f"{block}.bias": shape[:1]}
+    return shapes
 
 
 def new_names(shapes: Shapes) -> Shapes:

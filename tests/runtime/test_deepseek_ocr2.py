@@ -48,7 +48,7 @@ def _number(key: str, value: int) -> Mutation:
 BROKEN: dict[str, Mutation] = {
     "4 heads with 3 of keys": _number("attention.head_count_kv", 3),
     "4 heads with 0 of keys": mmproj(nothing, {f"{VISION}attention.head_count_kv": None}),
-    "32 in 5": _number("sam.head_count", 5),
+    "32 channels in 5 heads of SAM": _number("sam.head_count", 5),
     "windows of 65 patches": _number("window_size", 65),
     "in 4000 layers": _number("sam.block_count", 4000),
     "tensor `v.sam.blk.0.attn.pos_h.weight`": _number("window_size", 13),

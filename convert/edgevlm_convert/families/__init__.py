@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgevlm.errors import ConversionError, UnsupportedArchitectureError
 from edgevlm_convert.config import Section
 from edgevlm_convert.families.cosmos3_omni import FAMILY as COSMOS3_OMNI
+from edgevlm_convert.families.deepseek_ocr import FAMILY as DEEPSEEK_OCR
 from edgevlm_convert.families.deepseek_ocr2 import FAMILY as DEEPSEEK_OCR2
 from edgevlm_convert.families.deepseek_vl import FAMILY as DEEPSEEK_VL
 from edgevlm_convert.families.gemma3 import FAMILY as GEMMA3
@@ -72,6 +73,7 @@ FAMILIES: tuple[Family, ...] = (
     QIANFAN_OCR,
     JANUS,
     DEEPSEEK_VL,
+    DEEPSEEK_OCR,
     DEEPSEEK_OCR2,
     GLM4V,
     GLM_OCR,
@@ -92,12 +94,10 @@ def find_family(config: Section) -> Family:
     if not claims:
         _refuse_tower(config)
         names = ", ".join(config.texts("architectures")) or "no architecture"
-        known = ", ".join(
-            f"{family.name} ({', '.join(family.architectures)})" for family in FAMILIES
-        )
+        known = ", ".join(family.name for family in FAMILIES)
         raise UnsupportedArchitectureError(
             f"no family knows the architecture {quoted(names)}",
-            hint=f"families: {known}; see `edgevlm families`",
+            hint=f"families: {known}; `edgevlm families` lists their classes",
         )
     if len(claims) > 1:
         raise ConversionError(f"families {claims[0].name} and {claims[1].name} both claim it")

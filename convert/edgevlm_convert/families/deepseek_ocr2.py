@@ -50,7 +50,7 @@ _DEFAULTS = {
 _OLD_DEFAULTS = {"layers": 24, "num_attention_heads": 14, "intermediate_size": 4864}
 _OLD_HEADS_KV = 2
 # Its own class writes prompts in code: texts one after the other, a line feed behind an image.
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     "{{ '<image>\\n' }}{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
@@ -71,7 +71,7 @@ def build_vision(source: Source) -> Part:
         width = vision.section("width")
         sam = read_old_sam(source, width.section("sam_vit_b"), sizes.n_embd)
     else:
-        sam = read_sam(_given(vision, "sam_config"), sizes.n_embd)
+        sam = read_sam(given(vision, "sam_config"), sizes.n_embd)
     n_text = source.text.integer("hidden_size", low=1, high=MAX_WIDTH)
     return Part(
         rules=(
@@ -85,13 +85,14 @@ def build_vision(source: Source) -> Part:
     )
 
 
-def _given(section: Section, key: str) -> Section:
+def given(section: Section, key: str) -> Section:
+    """Return a nested section, empty where there is none."""
     return section.section(key) if section.has(key) else section.empty(key)
 
 
 def _encoder(vision: Section) -> tuple[TowerSizes, int, float]:
     """Return sizes, key heads and epsilon of the encoder as transformers has them."""
-    vision = _given(vision, "encoder_config").with_defaults(_DEFAULTS)
+    vision = given(vision, "encoder_config").with_defaults(_DEFAULTS)
     vision.require("hidden_act", ("silu",), default="silu")
     vision.require("use_sliding_window", (False,), default=False)
     rope = rope_section(vision)
@@ -166,15 +167,6 @@ def _encoder_rules(source: Source, sizes: TowerSizes, n_head_kv: int) -> list[Ru
 def _metadata(
     source: Source, sizes: TowerSizes, sam: SamSizes, *, n_head_kv: int, epsilon: float
 ) -> dict[str, Value]:
-    preprocessor = source.preprocessor
-    preprocessor.require("resample", (_BICUBIC,), default=_BICUBIC)
-    preprocessor.require("crop_to_patches", (True,), default=True)
-    preprocessor.require("tile_size", (_TILE,), default=_TILE)
-    preprocessor.require("background_color", (_GREY,), default=_GREY)
-    preprocessor.require("min_patches", (2,), default=2)
-    if preprocessor.has("size"):
-        side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        preprocessor.require("size", (side,), default=side)
     return {
         **size_metadata(source, sizes),
         "clip.projector_type": string(_PROJECTOR_TYPE),
@@ -183,11 +175,33 @@ def _metadata(
         "clip.vision.window_size": u32(sam.window),
         "clip.vision.preproc_min_tiles": u32(2),
         "clip.vision.preproc_max_tiles": u32(
-            preprocessor.integer("max_patches", low=2, high=_MAX_TILES, default=6)
+            check_images(source.preprocessor, tile=_TILE, max_tiles=6)
         ),
         **sam_metadata(sam),
         "clip.vision.attention.head_count_kv": u32(n_head_kv),
     }
+
+
+def check_images(preprocessor: Section, *, tile: int, max_tiles: int) -> int:
+    """Return into how many tiles an image is cut at most.
+
+    Args:
+        preprocessor: image settings.
+        tile: side of a tile in pixels that the graph is for.
+        max_tiles: what the class means without the key.
+
+    Raises:
+        CheckpointError: images are laid out in another way.
+    """
+    preprocessor.require("resample", (_BICUBIC,), default=_BICUBIC)
+    preprocessor.require("crop_to_patches", (True,), default=True)
+    preprocessor.require("tile_size", (tile,), default=tile)
+    preprocessor.require("background_color", (_GREY,), default=_GREY)
+    preprocessor.require("min_patches", (2,), default=2)
+    if preprocessor.has("size"):
+        side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        preprocessor.require("size", (side,), default=side)
+    return preprocessor.integer("max_patches", low=2, high=_MAX_TILES, default=max_tiles)
 
 
 FAMILY = Family(
@@ -201,6 +215,6 @@ FAMILY = Family(
     projector=Projector(type=_PROJECTOR_TYPE, build=build_vision),
     image_span="<image>",
     runtime_tokens=(),
-    chat_template=_CHAT_TEMPLATE,
+    chat_template=CHAT_TEMPLATE,
     status="equal to llama.cpp's converter, KLD to transformers <= 1e-5, images of any size",
 )

@@ -43,6 +43,22 @@ _DEFAULTS = {
     "routed_scaling_factor": 1.0,
     "moe_intermediate_size": 1407,
 }
+_UNLIMITED_DEFAULTS = {
+    "hidden_size": 1280,
+    "intermediate_size": 6848,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 10,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 129280,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "routed_scaling_factor": 1.0,
+    "moe_intermediate_size": 896,
+    "first_k_dense_replace": 1,
+}
+_WINDOWS, _USUAL_WINDOW = ("sliding_window", "sliding_window_size"), 128
 # The graph ends the process at another one.
 _THETA = 10_000.0
 
@@ -93,6 +109,7 @@ def build_deepseek_ocr(source: Source) -> Part:
             ),
             f"{_NAME}.rope.dimension_count": u32(sizes.head_dim),
         },
+        losses=_window_losses(source),
     )
 
 
@@ -168,9 +185,32 @@ def _mixture_rules(
     ]
 
 
+def _window_losses(source: Source) -> tuple[str, ...]:
+    """Say what Unlimited-OCR's window means here; DeepSeek-OCR has none."""
+    names = source.config.texts("architectures")
+    # Its own naming has the number beside the text model's section.
+    places = (source.text, source.config)
+    found = [(one, key) for key in _WINDOWS for one in places if one.has(key)]
+    if not found and not any(name.startswith("Unlimited") for name in names):
+        return ()
+    window = _USUAL_WINDOW
+    if found:
+        window = found[0][0].integer(found[0][1], low=1, high=1 << 31)
+    return (
+        f"while it answers, the model looks back at the prompt and {window} tokens, llama.cpp's"
+        f" graph at all of them: an answer of up to {window} tokens is not affected",
+    )
+
+
 DEEPSEEK_OCR_TEXT = TextArchitecture(
     name=_NAME,
     model_types=("deepseek_ocr2_text", "deepseek_v2"),
     defaults=_DEFAULTS,
+    build=build_deepseek_ocr,
+)
+UNLIMITED_OCR_TEXT = TextArchitecture(
+    name=_NAME,
+    model_types=("unlimited_ocr_text",),
+    defaults=_UNLIMITED_DEFAULTS,
     build=build_deepseek_ocr,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.goldens.recipe import Recipe
 from tests.goldens.recipes import (
     cosmos3_omni,
+    deepseek_ocr,
     deepseek_ocr2,
     gemma3,
     gemma3_variants,
@@ -81,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
         lfm2_vl.RECIPE,
         janus.JANUS,
         janus.DEEPSEEK_VL,
+        deepseek_ocr.RECIPE,
         deepseek_ocr2.RECIPE,
         minicpmv4_6.RECIPE,
         minicpmv4_6.OCR,
