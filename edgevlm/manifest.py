@@ -50,7 +50,8 @@ class ImatrixRecord(_Record):
     """The importance matrix that a file was encoded with.
 
     `n_without` counts the file's matrices of which it knows nothing, `n_unseen` those (experts) of
-    the whole matrix that saw no row: both count evenly. Images and prompts are None for one of llama-imatrix, which has chunks of text instead.
+    the whole matrix that saw no row: both count evenly. Images and prompts are None for one of
+    llama-imatrix, which has chunks of text instead.
     """
 
     sha256: str
