@@ -23,6 +23,8 @@ TILES, SIDE, PATCH = {"deepseekocr": 640, "deepseekocr2": 768}, 1024, 16
 _GLOBAL = (2, 5, 8, 11)
 _QUERIES = {768: 144, 1024: 256}
 _USUAL_TILES, _MAX_TILES = {"deepseekocr": (2, 9), "deepseekocr2": (2, 6)}, 256
+# Copies of a picture, as bytes and as float32, on the way to the tower (measured).
+_PIXEL_BYTES = 44
 _N_CLIP_POSITIONS = 257
 _TEXT, _THETA = "deepseek2-ocr", 10_000.0
 # What convolutions, interpolations and joins take.
@@ -219,12 +221,13 @@ def read_page_canvas(file: GGUFFile) -> PageCanvas:
 def page_graph_n_bytes(
     file: GGUFFile, image_sizes: Sequence[tuple[int, int]], *, flash_attention: bool
 ) -> int:
-    """Return the compute buffer of the vision tower for the largest of images.
+    """Return what the vision tower computes in for the largest of images, and their pixels.
 
     Layers that see a whole picture have a table of its patches x patches for each head, as float32,
     and once more: as F16 for flash attention, else as what comes of it. The first generation takes
     a row of tiles at once. Measured for the whole image with a tower of the published widths: 1280
-    MB and 1675 MB, predicted / measured 0.99 for both.
+    MB and 1675 MB, predicted / measured 1.02 for both; with the golden's tower 0.89 for the whole
+    (270 MB with all that surrounds the tower), 0.99 for nine tiles in a row (433 MB).
 
     Args:
         file: the projector's.
@@ -232,13 +235,16 @@ def page_graph_n_bytes(
         flash_attention: whether it is on.
     """
     n_patches, width = (SIDE // PATCH) ** 2, number(file, "sam.embedding_length")
-    n_pairs = n_patches**2
+    # Pairs of patches at once, and pixels of the pieces that are there meanwhile.
+    pieces = [(n_patches**2, SIDE**2)]
     if _kind(file) == "deepseekocr":
         canvas = read_page_canvas(file)
-        n_columns = max((canvas.grid(*size)[0] for size in image_sizes), default=0)
-        n_pairs = max(n_pairs, n_columns * (canvas.tiles.side // PATCH) ** 4)
-    table = number(file, "sam.head_count") * n_pairs
-    return table * (4 + 2 if flash_attention else 4 + 4) + 6 * 4 * n_patches * width
+        side = canvas.tiles.side
+        for columns, rows in (canvas.grid(*size) for size in image_sizes):
+            pieces.append((columns * (side // PATCH) ** 4, columns * rows * side**2))
+    pair_bytes = number(file, "sam.head_count") * (4 + 2 if flash_attention else 4 + 4)
+    most = max(n_pairs * pair_bytes + n_pixels * _PIXEL_BYTES for n_pairs, n_pixels in pieces)
+    return most + 6 * 4 * n_patches * width
 
 
 def check_deepseek_text(file: GGUFFile) -> None:

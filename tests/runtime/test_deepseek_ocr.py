@@ -98,5 +98,5 @@ def test_a_long_row_of_tiles_costs_more_than_the_whole(files: tuple[Path, Path])
         predict_footprint(text_file, projector, n_ctx=2048, image_sizes=[size]).vision_compute
         for size in ((640, 480), (400, 3600), (3600, 400))
     )
-    # Nine tiles side by side are 1.37 times the pairs of patches of the whole.
-    assert small < tall < 1.2 * small < 1.3 * small < wide
+    # Nine tiles side by side are 1.37 times the pairs of patches of the whole, and more pixels.
+    assert small < tall < 1.2 * small < 1.4 * small < wide
