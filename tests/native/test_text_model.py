@@ -17,9 +17,15 @@ from edgevlm.native.text_model import ModelOptions, TextModel, open_text_model
 ATOL = 0.02
 
 
-def options(**changes: int) -> ContextOptions:
-    values = {"n_ctx": 256, "n_threads": 1, **changes}
-    return ContextOptions(kv_type="F32", flash_attention="off", **values)
+def options(*, n_ctx: int = 256, n_batch: int = 512, n_outputs: int = 16) -> ContextOptions:
+    return ContextOptions(
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_outputs=n_outputs,
+        n_threads=1,
+        kv_type="F32",
+        flash_attention="off",
+    )
 
 
 def test_batch_size_does_not_change_the_logits(text_model: TextModel) -> None:
