@@ -226,7 +226,15 @@ def similarity_settings() -> dict[str, float]:
 
 
 def _scored(question: Question, base: Record, own: Record) -> ScoredAnswer:
-    divergence = own.divergence or _none(len(base.tokens))
+    return _along(question, base, own, own.divergence)
+
+
+def _of_reference(question: Question, record: Record) -> ScoredAnswer:
+    return _along(question, record, record, record.reference)
+
+
+def _along(question: Question, base: Record, own: Record, found: Divergence | None) -> ScoredAnswer:
+    divergence = found or _none(len(base.tokens))
     return ScoredAnswer(
         cluster=question.cluster,
         is_image=bool(question.images),
@@ -237,21 +245,6 @@ def _scored(question: Question, base: Record, own: Record) -> ScoredAnswer:
         p_base=np.exp(base.logprobs),
         logprob_level=own.logprobs,
         logprob_base=base.logprobs,
-    )
-
-
-def _of_reference(question: Question, record: Record) -> ScoredAnswer:
-    divergence = record.reference or _none(len(record.tokens))
-    return ScoredAnswer(
-        cluster=question.cluster,
-        is_image=bool(question.images),
-        kld=divergence.kld,
-        kld_error=divergence.kld_error,
-        same_top=divergence.same_top,
-        p_level=np.exp(record.logprobs),
-        p_base=np.exp(record.logprobs),
-        logprob_level=record.logprobs,
-        logprob_base=record.logprobs,
     )
 
 

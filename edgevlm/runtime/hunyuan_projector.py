@@ -13,7 +13,7 @@ from edgevlm.errors import GGUFError, ModelLoadError
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.header import numbers
 from edgevlm.runtime.header import text as header_text
-from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
+from edgevlm.runtime.projector_shapes import HINT, VISION, biased_blocks, check_shapes, number
 from edgevlm.runtime.stretch_canvas import StretchCanvas
 
 HUNYUAN = "hunyuanvl"
@@ -52,7 +52,7 @@ def check_hunyuan(file: GGUFFile, text: GGUFFile) -> StretchCanvas:
             f" heads, with {n_positions} positions",
             hint=HINT,
         )
-    check_shapes(file, {**_around(file, n_positions), **_in_blocks(file)})
+    check_shapes(file, {**_around(file, n_positions), **biased_blocks(file)})
     for tensor in file.tensors:
         types = ("F32", "F16") if tensor.name in _KERNELS else (tensor.type,)
         types = ("F32",) if tensor.name in (_TABLE, *_VECTORS) else types
@@ -97,30 +97,6 @@ def _around(file: GGUFFile, n_positions: int) -> dict[str, Shape]:
         "mm.image_end": (n_out,),
         "mm.post_norm.weight": (n_out,),
     }
-
-
-def _in_blocks(file: GGUFFile) -> dict[str, Shape]:
-    """Return what stands in the blocks."""
-    width = number(file, "embedding_length")
-    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    # Padded where blocks would not divide the header's own number.
-    n_ff = shapes.get("v.blk.0.ffn_up.weight", (0,))[0]
-    weights: dict[str, Shape] = {
-        "attn_q": (width, width),
-        "attn_k": (width, width),
-        "attn_v": (width, width),
-        "attn_out": (width, width),
-        "ln1": (width,),
-        "ln2": (width,),
-        "ffn_up": (n_ff, width),
-        "ffn_down": (width, n_ff),
-    }
-    wanted: dict[str, Shape] = {}
-    for layer in blocks(file):
-        for name, shape in weights.items():
-            wanted[f"v.blk.{layer}.{name}.weight"] = shape
-            wanted[f"v.blk.{layer}.{name}.bias"] = shape[:1]
-    return wanted
 
 
 def copied_table_n_bytes(file: GGUFFile) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
 from edgevlm.runtime.header import numbers
-from edgevlm.runtime.projector_shapes import HINT, VISION, blocks, check_shapes, number
+from edgevlm.runtime.projector_shapes import HINT, VISION, biased_blocks, check_shapes, number
 from edgevlm.runtime.stretch_canvas import StretchCanvas
 
 _MERGE = 2
@@ -42,7 +42,7 @@ def check_paddleocr(file: GGUFFile) -> StretchCanvas:
             f"`{file.path}` has {width} channels in {n_heads} heads, with {n_positions} positions",
             hint=HINT,
         )
-    check_shapes(file, {**_around(file, n_positions), **_in_blocks(file, shapes)})
+    check_shapes(file, {**_around(file, n_positions), **biased_blocks(file)})
     for tensor in file.tensors:
         types = _TYPES.get(tensor.name, (tensor.type,))
         if tensor.type not in types:
@@ -69,28 +69,6 @@ def _around(file: GGUFFile, n_positions: int) -> dict[str, Shape]:
         "mm.2.weight": (n_out, merged),
         "mm.2.bias": (n_out,),
     }
-
-
-def _in_blocks(file: GGUFFile, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return what stands in the blocks."""
-    width = number(file, "embedding_length")
-    n_ff = shapes.get("v.blk.0.ffn_up.weight", (0,))[0]
-    weights: dict[str, Shape] = {
-        "attn_q": (width, width),
-        "attn_k": (width, width),
-        "attn_v": (width, width),
-        "attn_out": (width, width),
-        "ln1": (width,),
-        "ln2": (width,),
-        "ffn_up": (n_ff, width),
-        "ffn_down": (width, n_ff),
-    }
-    wanted: dict[str, Shape] = {}
-    for layer in blocks(file):
-        for name, shape in weights.items():
-            wanted[f"v.blk.{layer}.{name}.weight"] = shape
-            wanted[f"v.blk.{layer}.{name}.bias"] = shape[:1]
-    return wanted
 
 
 def read_paddleocr_canvas(file: GGUFFile) -> StretchCanvas:

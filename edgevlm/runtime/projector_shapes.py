@@ -68,3 +68,30 @@ def read_vector(file: GGUFFile, name: str) -> bytes:
     with tensor.path.open("rb") as stream:
         stream.seek(tensor.offset)
         return stream.read(tensor.n_bytes)
+
+
+def biased_blocks(file: GGUFFile) -> dict[str, tuple[int, ...]]:
+    """Return what stands in the blocks of a ViT with LayerNorm and biases: shapes by name.
+
+    The feed-forward's width is that of its first matrix: it may be padded for blocks that do not
+    divide the header's own number.
+    """
+    width = number(file, "embedding_length")
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    n_ff = shapes.get("v.blk.0.ffn_up.weight", (0,))[0]
+    weights: dict[str, tuple[int, ...]] = {
+        "attn_q": (width, width),
+        "attn_k": (width, width),
+        "attn_v": (width, width),
+        "attn_out": (width, width),
+        "ln1": (width,),
+        "ln2": (width,),
+        "ffn_up": (n_ff, width),
+        "ffn_down": (width, n_ff),
+    }
+    wanted: dict[str, tuple[int, ...]] = {}
+    for layer in blocks(file):
+        for name, shape in weights.items():
+            wanted[f"v.blk.{layer}.{name}.weight"] = shape
+            wanted[f"v.blk.{layer}.{name}.bias"] = shape[:1]
+    return wanted
