@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from edgevlm.build.cache import cache_lock, models_folder
 from edgevlm.build.quantize import quantize_model
 from edgevlm.build.write_level import WrittenLevel, write_level
 from edgevlm.drift.kept_rows import KeptRows
-from edgevlm.drift.levels import Side, identity, planned_identity
+from edgevlm.drift.levels import Side, identity, planned_identity, sizes_of
 from edgevlm.drift.passes import Leading, open_probe, run_baseline, run_level
 from edgevlm.drift.questions import Question
 from edgevlm.drift.records import Record, load_record, save_record
@@ -26,7 +27,7 @@ from edgevlm.drift.speed import text_speed
 from edgevlm.drift.workspace import Workspace
 from edgevlm.errors import DriftError
 from edgevlm.files import human_bytes
-from edgevlm.gguf_shards import read_model, shard_paths
+from edgevlm.gguf_shards import read_model
 from edgevlm.model_dir import ModelDir
 from edgevlm.native.peak_memory import forget_peak_memory, peak_memory_n_bytes
 from edgevlm.progress import SILENT, Progress
@@ -72,6 +73,8 @@ class Comparison:
         saved: what tells a saved baseline from others, where the baseline's records are from one.
         progress: told each question of a pass.
 
+    A context manager: the baseline's files, where they had to be made, go when it ends.
+
     Attributes:
         base_keys: what tells the baseline's text model and projector from others.
     """
@@ -93,11 +96,25 @@ class Comparison:
         self._model = model
         self._setup = setup
         self._progress = progress
+        self._stack = ExitStack()
+        self._base_files: WrittenLevel | None = None
         self._records: dict[tuple[str, int], Record] = {}
         # What another run found is found again: the context decides the last bits.
         self._n_ctx = setup.n_ctx or workspace.facts(_CONTEXT).get("n_ctx")
         text, mmproj = self._keys(baseline, source="checkpoint")
         self.base_keys = (saved or text, mmproj)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def base_files(self) -> WrittenLevel:
+        """Return the baseline's files; they are made once, where they are not there."""
+        if self._base_files is None:
+            self._base_files = self._stack.enter_context(self.files(self.baseline))
+        return self._base_files
 
     @property
     def n_ctx(self) -> int:
@@ -173,8 +190,7 @@ class Comparison:
             save_rows(self.workspace.rows_path(index), rows)
             self._keep(pair, index, record)
 
-        with self.files(self.baseline) as files:
-            self._pass(f"Baseline {self.baseline.level}", pair, files, missing, ask)
+        self._pass(f"Baseline {self.baseline.level}", pair, self.base_files(), missing, ask)
 
     def run_level(self, side: Side, *, label: str) -> None:
         """Lead a level with its own projector along everything, and tell its errors apart."""
@@ -189,11 +205,8 @@ class Comparison:
         ]
         if not any(missing) and self.workspace.facts(self.pair_key(text, mmproj)):
             return
-        with ExitStack() as stack:
-            own = stack.enter_context(self.files(side))
-            base = own
-            if len(parts) > 1:
-                base = stack.enter_context(self.files(self.baseline))
+        with self.files(side) as own:
+            base = self.base_files() if len(parts) > 1 else own
             pairs = (
                 own,
                 WrittenLevel(text=own.text, mmproj=base.mmproj),
@@ -330,7 +343,7 @@ class Comparison:
                     advance(1)
         if not is_measured or ("decode" in self.workspace.facts(key) and not indices):
             return
-        facts = _sizes(files)
+        facts = sizes_of(files)
         if watched and indices:
             facts["peak"] = peak_memory_n_bytes()
         n_threads = self._setup.n_threads
@@ -374,17 +387,3 @@ class Comparison:
                     n_answer = max(n_answer, len(vlm.tokenize(question.expected)))
                 longest = max(longest, probe.layout.n_tokens + n_answer)
         return min(-(-(longest + 1) // _ROUND) * _ROUND, trained)
-
-
-def _sizes(files: WrittenLevel) -> dict[str, object]:
-    text = read_model(files.text)
-    facts: dict[str, object] = {
-        "text_n_bytes": sum(part.stat().st_size for part in shard_paths(files.text)),
-        "bits_per_weight": text.bits_per_weight,
-        "mmproj_n_bytes": None,
-        "mmproj_bits_per_weight": None,
-    }
-    if files.mmproj is not None:
-        facts["mmproj_n_bytes"] = files.mmproj.stat().st_size
-        facts["mmproj_bits_per_weight"] = read_model(files.mmproj).bits_per_weight
-    return facts

@@ -44,29 +44,29 @@ def layer_drift(comparison: Comparison, side: Side, *, n_threads: int) -> list[L
     """
     indices = _some(comparison)
     found: list[LayerDrift] = []
-    with comparison.files(comparison.baseline) as base:
-        if quantized_type(read_model(base.text)) is not None:
-            raise QuantizationError(
-                f"--layers needs a baseline of floats, {comparison.baseline.level} is quantized",
-                hint="leave out --baseline or --layers",
-            )
-        for block, role, part in _parts(_types(side), _types_of_file(base.text)):
-            name = f"block {block}" if block is not None else role
-            pair = (_identity(comparison, part), comparison.base_keys[1])
-            missing = comparison.missing(pair, indices)
-            if missing:
-                with TemporaryDirectory(prefix="compare-", dir=models_folder()) as folder:
-                    text = _written(base.text, part, Path(folder), n_threads=n_threads)
-                    comparison.lead(
-                        f"{side.level}, {name}",
-                        pair,
-                        WrittenLevel(text=text, mmproj=base.mmproj),
-                        missing,
-                        answers=False,
-                    )
-            records = [comparison.record(pair, index).divergence for index in indices]
-            klds = np.concatenate([one.kld for one in records if one is not None])
-            found.append(LayerDrift(block=block, role=role, mean_kld=float(klds.mean())))
+    base = comparison.base_files()
+    if quantized_type(read_model(base.text)) is not None:
+        raise QuantizationError(
+            f"--layers needs a baseline of floats, {comparison.baseline.level} is quantized",
+            hint="leave out --baseline or --layers",
+        )
+    for block, role, part in _parts(_types(side), _types_of_file(base.text)):
+        name = f"block {block}" if block is not None else role
+        pair = (_identity(comparison, part), comparison.base_keys[1])
+        missing = comparison.missing(pair, indices)
+        if missing:
+            with TemporaryDirectory(prefix="compare-", dir=models_folder()) as folder:
+                text = _written(base.text, part, Path(folder), n_threads=n_threads)
+                comparison.lead(
+                    f"{side.level}, {name}",
+                    pair,
+                    WrittenLevel(text=text, mmproj=base.mmproj),
+                    missing,
+                    answers=False,
+                )
+        records = [comparison.record(pair, index).divergence for index in indices]
+        klds = np.concatenate([one.kld for one in records if one is not None])
+        found.append(LayerDrift(block=block, role=role, mean_kld=float(klds.mean())))
     return found
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from edgevlm.build.quantize import QuantizePlan, plan_quantization
 from edgevlm.build.resolve import projector_of
+from edgevlm.build.write_level import WrittenLevel
 from edgevlm.errors import QuantizationError, SourceNotFoundError
-from edgevlm.gguf_shards import shard_paths
+from edgevlm.gguf_shards import read_model, shard_paths
 from edgevlm.model_dir import FLOAT_LEVELS, ModelDir, ModelFile, role_and_level
 from edgevlm.quantize.profile import Budget
 from edgevlm.quantize.profile_file import load_profile, profile_names
@@ -158,6 +159,21 @@ def planned_identity(side: Side, role: str, baseline: str) -> str:
         return "none"
     types = [f"{name} {type_}" for name, type_ in file.plan.types.items()]
     return f"{file.level} of {baseline} " + sha256("\n".join(types).encode()).hexdigest()
+
+
+def sizes_of(files: WrittenLevel) -> dict[str, object]:
+    """Return bytes and bits per weight of both files, by the names of `report.Cost`."""
+    text = read_model(files.text)
+    facts: dict[str, object] = {
+        "text_n_bytes": sum(part.stat().st_size for part in shard_paths(files.text)),
+        "bits_per_weight": text.bits_per_weight,
+        "mmproj_n_bytes": None,
+        "mmproj_bits_per_weight": None,
+    }
+    if files.mmproj is not None:
+        facts["mmproj_n_bytes"] = files.mmproj.stat().st_size
+        facts["mmproj_bits_per_weight"] = read_model(files.mmproj).bits_per_weight
+    return facts
 
 
 def _file(path: Path, level: str) -> ModelFile:

@@ -107,8 +107,9 @@ def compare(
         keep=options.keep,
     )
     settled = _identity(model, chosen.baseline, asked.questions, setup)
-    with open_workspace(settled + (chosen.saved_as or "")) as workspace:
-        comparison = Comparison(
+    with (
+        open_workspace(settled + (chosen.saved_as or "")) as workspace,
+        Comparison(
             model=model,
             baseline=chosen.baseline,
             questions=asked.questions,
@@ -116,7 +117,8 @@ def compare(
             workspace=workspace,
             saved=chosen.saved_as,
             progress=progress,
-        )
+        ) as comparison,
+    ):
         if options.against is not None and chosen.saved is not None:
             restore_baseline(options.against, chosen.saved, comparison, workspace)
         else:

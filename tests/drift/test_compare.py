@@ -319,3 +319,23 @@ def test_the_baselines_distributions_are_bounded(
     monkeypatch.setattr(compare_module, "MAX_ROWS_BYTES", 2000)
     with pytest.raises(DriftError, match=r"more than 2\.0 kB"):
         compare(model, questions, "Q4_K_M")
+
+
+def test_a_baseline_that_is_gone_is_made_once_from_the_checkpoint(
+    model: Path, questions: QuestionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = compare(model, questions, "Q8_0", "Q4_K_M")
+    (model / "shapes-F16.gguf").unlink()
+    made: list[str] = []
+    write_level = compare_module.write_level
+
+    def counted(*arguments: object, **options: object) -> object:
+        written = write_level(*arguments, **options)  # pyright: ignore[reportArgumentType]
+        made.append(written.text.name)
+        return written
+
+    monkeypatch.setattr(compare_module, "write_level", counted)
+    again = compare(model, questions, "Q8_0", "Q4_K_M")
+    assert made == ["shapes-F16.gguf"]
+    assert [level.image for level in again.levels] == [level.image for level in there.levels]
+    assert not list(models_folder().glob("compare-*"))
