@@ -106,9 +106,8 @@ def compare(
         gpu_layers=options.gpu_layers,
         keep=options.keep,
     )
-    settled = _identity(model, chosen.baseline, asked.questions, setup)
     with (
-        open_workspace(settled + (chosen.saved_as or "")) as workspace,
+        open_workspace(_identity(model, chosen, asked.questions, setup)) as workspace,
         Comparison(
             model=model,
             baseline=chosen.baseline,
@@ -144,9 +143,7 @@ def compare(
         prompts=_prompt_set(asked),
         levels=levels,
         changed=changed,
-        notes=chosen.saved.differences(_machine(), n_threads=setup.n_threads)
-        if chosen.saved is not None
-        else [],
+        notes=chosen.notes(n_threads=setup.n_threads),
     )
 
 
@@ -163,6 +160,9 @@ class _Chosen:
     def baseline_name(self) -> str:
         level = self.baseline.level
         return level if self.saved is None else f"{self.saved.level}, saved before"
+
+    def notes(self, *, n_threads: int) -> list[str]:
+        return self.saved.differences(_machine(), n_threads=n_threads) if self.saved else []
 
 
 def _choose(model: ModelDir, options: CompareOptions, named: Path | None) -> _Chosen:
@@ -233,8 +233,9 @@ def _check_reference(comparison: Comparison) -> None:
                 )
 
 
-def _identity(model: ModelDir, baseline: Side, questions: Sequence[Question], setup: Setup) -> str:
+def _identity(model: ModelDir, chosen: _Chosen, questions: Sequence[Question], setup: Setup) -> str:
     """Return all that the baseline's numbers depend on."""
+    baseline = chosen.baseline
     asked = [
         [
             question.prompt,
@@ -248,6 +249,7 @@ def _identity(model: ModelDir, baseline: Side, questions: Sequence[Question], se
     return json.dumps(
         {
             "format": _FORMAT,
+            "saved": chosen.saved_as,
             "text": planned_identity(baseline, "text", "checkpoint")
             if baseline.text is None
             else identity(baseline.text, model),

@@ -83,7 +83,7 @@ def test_json_is_one_document(
         (("--mmproj-levels", "Q9_0"), 1, "`Q9_0`"),
         (("--levels", "Q9_0"), 1, "`Q9_0`"),
         (("--level", "Q9_0"), 1, "`Q9_0`"),
-        (("--images", "/nonexistent"), 1, "no image"),
+        (("--images", "/nonexistent"), 1, "no folder"),
         (("--min-cosine", "2"), 2, "--min-cosine"),
         (("--out", "x.txt"), 2, ".toml"),
     ],

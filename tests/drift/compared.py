@@ -18,7 +18,11 @@ from edgevlm.model_dir import open_model_dir
 
 def linked(folder: Path, into: Path) -> Path:
     """Return a copy of a model directory that shares its GGUF files; its manifest may change."""
-    return Path(shutil.copytree(folder, into, copy_function=os.link))
+
+    def copy(source: str, target: str) -> object:
+        return os.link(source, target) if source.endswith(".gguf") else shutil.copy2(source, target)
+
+    return Path(shutil.copytree(folder, into, copy_function=copy))
 
 
 def write_prompts(path: Path, prompts: Sequence[dict[str, object]]) -> Path:
