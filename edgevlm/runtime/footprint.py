@@ -54,6 +54,7 @@ from edgevlm.runtime.lfm2_canvas import Lfm2Canvas
 from edgevlm.runtime.mlp_projector import read_canvas
 from edgevlm.runtime.paddleocr_projector import read_paddleocr_canvas
 from edgevlm.runtime.pixtral_projector import MAX_LIGHTON_TOKENS, read_longest_canvas
+from edgevlm.runtime.qwen_projector import QWEN_KINDS, read_qwen_canvas
 from edgevlm.runtime.repacked import repacked_n_bytes
 from edgevlm.runtime.slice_canvas import SliceCanvas
 from edgevlm.runtime.text_memory import (
@@ -77,7 +78,6 @@ _TOKEN_BYTES, _MERGE_BYTES, _TOKEN_STRING_BYTES = 215, 190, 140
 # Towers that take images of any size: llama.cpp's own limits (tools/mtmd/clip.cpp) in tokens, and
 # the side of its first picture; by what the projector's type begins with.
 _DYNAMIC = {
-    "qwen": (8, 4096, 46),
     "pixtral": (8, 1024, 16),
     "lightonocr": (8, MAX_LIGHTON_TOKENS, 16),
     "lfm2": (64, 256, 16),
@@ -89,6 +89,7 @@ _DEEPSEEK_OCR = ("deepseekocr", "deepseekocr2")
 _OF_FOUR = ("gemma3", *_DEEPSEEK_OCR)
 # Those whose images are stretched to the limits of the file, and the side of their first picture.
 _STRETCHED = {
+    **dict.fromkeys(QWEN_KINDS, (read_qwen_canvas, 46)),
     _GLM: (read_glm_canvas, 46),
     _PADDLEOCR: (read_paddleocr_canvas, 28),
     HUNYUAN: (read_hunyuan_canvas, 32),
@@ -377,9 +378,7 @@ def _merge(mmproj: GGUFFile) -> int:
         mmproj, "clip.vision.projector.scale_factor"
     )
     kind = _projector_type(mmproj)
-    usual = (
-        2 if kind.startswith(("qwen", "granite4", *_STRETCHED)) else 4 if kind in _OF_FOUR else 1
-    )
+    usual = 2 if kind.startswith(("granite4", *_STRETCHED)) else 4 if kind in _OF_FOUR else 1
     return max(found, default=usual) or 1
 
 

@@ -178,8 +178,13 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         )
     check_projector_numbers(file)
     if kind in QWEN_KINDS:
-        check_qwen(file, kind)
-        span = qwen_span(text, span)
+        canvas = check_qwen(file, kind)
+        span = replace(
+            qwen_span(text, span),
+            max_aspect=MAX_STRETCH_ASPECT,
+            canvas=canvas,
+            max_tokens=canvas.max_tokens,
+        )
     check_markers(file, text)
     if kind == "mlp":
         span = replace(span, canvas=check_mlp(file))

@@ -14,11 +14,18 @@ from math import isqrt
 
 from edgevlm.errors import GGUFError
 from edgevlm.gguf_file import GGUFFile
+from edgevlm.runtime.header import numbers
 from edgevlm.runtime.projector_shapes import HINT, VISION, check_shapes, number
 from edgevlm.runtime.prompt import ImageSpan
+from edgevlm.runtime.stretch_canvas import StretchCanvas
 
 QWEN_KINDS = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger")
-_MERGED = 4
+_MERGE = 2
+_MERGED = _MERGE**2
+# What libmtmd sets, whatever the file says, in visual tokens.
+_LEAST, _MOST = 8, 4096
+# Four times what models publish (16384); more would take memory without end.
+_MOST_OF_ALL = 1 << 16
 # Half of the window's 112 pixels.
 _MAX_WINDOW_PATCH = 56
 _BLOCK = re.compile(r"v\.(blk|deepstack)\.\d+\.")
@@ -50,15 +57,19 @@ def qwen_span(text: GGUFFile, span: ImageSpan) -> ImageSpan:
     )
 
 
-def check_qwen(file: GGUFFile, kind: str) -> None:
+def check_qwen(file: GGUFFile, kind: str) -> StretchCanvas:
     """Check how many patches become one token, and the tensors that are there.
 
     Args:
         file: the projector's header.
         kind: one of QWEN_KINDS.
 
+    Returns:
+        How its images are stretched.
+
     Raises:
-        GGUFError: a tensor is missing, or has another shape than the header says.
+        GGUFError: a tensor is missing, or has another shape than the header says; bounds that no
+            image can keep.
     """
     merge = f"{VISION}spatial_merge_size"
     if merge in file.metadata and number(file, "spatial_merge_size") ** 2 != _MERGED:
@@ -78,6 +89,27 @@ def check_qwen(file: GGUFFile, kind: str) -> None:
         raise GGUFError(f"`{file.path}` has {n_positions} positions, no square", hint=HINT)
     if kind == "qwen2.5vl_merger":
         _check_windows(file)
+    return read_qwen_canvas(file)
+
+
+def read_qwen_canvas(file: GGUFFile) -> StretchCanvas:
+    """Return how images are stretched: between the file's bounds, or libmtmd's where it has none.
+
+    Raises:
+        GGUFError: bounds that no image can keep.
+    """
+    cell = number(file, "patch_size") * _MERGE
+    least, most = (
+        max(numbers(file, f"{VISION}image_{name}_pixels"), default=n_tokens * cell**2)
+        for name, n_tokens in (("min", _LEAST), ("max", _MOST))
+    )
+    if not 0 < cell**2 <= most <= _MOST_OF_ALL * cell**2 or not 0 < least <= most:
+        raise GGUFError(
+            f"`{file.path}` scales images to {least} to {most} pixels, in tokens of {cell} x"
+            f" {cell}",
+            hint=HINT,
+        )
+    return StretchCanvas(cell=cell, least=least, most=most, widens=False)
 
 
 def _check_complete(file: GGUFFile, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""Images stretched to whole visual tokens, as towers of GLM, PaddleOCR-VL, HunYuanVL are trained.
+"""Images stretched to whole visual tokens, as towers of Qwen-VL, GLM, PaddleOCR-VL, HunYuanVL are.
 
 Both sides are rounded to a multiple of a token's, and shrunk or grown until the image has a number
 of pixels within bounds (`smart_resize` in transformers' image_processing_pil_ of glm4v,
