@@ -35,6 +35,7 @@ from edgevlm.runtime.qwen4_text import check_qwen4_text
 from edgevlm.runtime.qwen_projector import QWEN_KINDS, check_qwen, qwen_span
 from edgevlm.runtime.sampling import SamplingParams
 from edgevlm.runtime.stretch_canvas import MAX_ASPECT as MAX_STRETCH_ASPECT
+from edgevlm.runtime.stretch_canvas import StretchCanvas
 
 # Those whose file says how images are written.
 _SPANS: Mapping[str, Callable[[GGUFFile, ImageSpan], ImageSpan]] = {
@@ -178,13 +179,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         )
     check_projector_numbers(file)
     if kind in QWEN_KINDS:
-        canvas = check_qwen(file, kind)
-        span = replace(
-            qwen_span(text, span),
-            max_aspect=MAX_STRETCH_ASPECT,
-            canvas=canvas,
-            max_tokens=canvas.max_tokens,
-        )
+        span = _stretched(qwen_span(text, span), check_qwen(file, kind))
     check_markers(file, text)
     if kind == "mlp":
         span = replace(span, canvas=check_mlp(file))
@@ -200,10 +195,7 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         check_janus(file)
         return replace(span, around=around_image(text))
     if kind in ("glm4v", "hunyuanvl"):
-        canvas = (check_glm if kind == "glm4v" else check_hunyuan)(file, text)
-        return replace(
-            span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens
-        )
+        return _stretched(span, (check_glm if kind == "glm4v" else check_hunyuan)(file, text))
     if kind and kind in CANVASES:
         return replace(span, max_aspect=MAX_ASPECTS.get(kind, 0), canvas=CANVASES[kind](file))
     if kind and kind in _SPANS:
@@ -212,6 +204,10 @@ def check_projector(path: Path, text: GGUFFile) -> ImageSpan:
         _check_transposed(file)
         return replace(span, n_whole=_merged_side(file, usual=4, least=1) ** 2)
     return span
+
+
+def _stretched(span: ImageSpan, canvas: StretchCanvas) -> ImageSpan:
+    return replace(span, max_aspect=MAX_STRETCH_ASPECT, canvas=canvas, max_tokens=canvas.max_tokens)
 
 
 def _check_pair(path: Path, file: GGUFFile, text: GGUFFile) -> None:

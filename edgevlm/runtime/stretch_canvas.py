@@ -1,10 +1,11 @@
-"""Images stretched to whole visual tokens, as towers of Qwen-VL, GLM, PaddleOCR-VL, HunYuanVL are.
+"""Images stretched to whole visual tokens, as Qwen-VL, GLM, PaddleOCR-VL, HunYuanVL are trained.
 
 Both sides are rounded to a multiple of a token's, and shrunk or grown until the image has a number
 of pixels within bounds (`smart_resize` in transformers' image_processing_pil_ of glm4v,
-paddleocr_vl and hunyuan_vl, of which the last asks nothing of thin images). libmtmd rounds in the
-same way; for most it puts black bars beside the image instead of stretching it, for HunYuanVL it
-scales with another filter (tools/mtmd/mtmd-image.cpp, `mtmd_image_preprocessor_dyn_size`).
+paddleocr_vl, hunyuan_vl and qwen2_vl; the last two let no thin image grow beforehand). libmtmd
+rounds in the same way; for most it puts black bars beside the image instead of stretching it, for
+HunYuanVL it scales with another filter (tools/mtmd/mtmd-image.cpp,
+`mtmd_image_preprocessor_dyn_size`).
 """
 
 from __future__ import annotations
