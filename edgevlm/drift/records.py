@@ -47,23 +47,26 @@ class Record:
 def save_record(path: Path, record: Record) -> None:
     """Write a record; it is there whole or not at all."""
     answer = record.answer
-    words: dict[str, Any] = {"answer": None}
-    arrays: dict[str, NDArray[Any]] = {
-        "tokens": np.asarray(record.tokens, dtype=np.int32),
-        "logprobs": record.logprobs,
-    }
+    # One table: every array of a file costs as much time as its numbers.
+    rows = {"logprobs": record.logprobs}
+    for name, divergence in (("base", record.divergence), ("reference", record.reference)):
+        if divergence is not None:
+            rows[f"{name}.kld"] = divergence.kld
+            rows[f"{name}.kld_error"] = divergence.kld_error
+            rows[f"{name}.same_top"] = divergence.same_top.astype(np.float64)
+    words: dict[str, Any] = {"answer": None, "rows": list(rows)}
+    tokens = list(record.tokens)
     if answer is not None:
         words["answer"] = {
             "text": answer.text,
             "end_token": answer.end_token,
             "stop_reason": answer.stop_reason,
         }
-        arrays["answer"] = np.asarray(answer.tokens, dtype=np.int32)
-    for name, divergence in (("base", record.divergence), ("reference", record.reference)):
-        if divergence is not None:
-            arrays[f"{name}.kld"] = divergence.kld
-            arrays[f"{name}.kld_error"] = divergence.kld_error
-            arrays[f"{name}.same_top"] = divergence.same_top
+        tokens += answer.tokens
+    arrays = {
+        "tokens": np.asarray(tokens, dtype=np.int32),
+        "numbers": np.stack(list(rows.values())),
+    }
     save_arrays(path, words, arrays)
 
 
@@ -74,17 +77,21 @@ def load_record(path: Path) -> Record | None:
         return None
     words, arrays = found
     try:
-        answer = cast(dict[str, Any] | None, words["answer"])
+        numbers = arrays["numbers"]
+        rows = dict(zip(cast(list[str], words["rows"]), numbers, strict=True))
+        logprobs = rows["logprobs"]
         tokens = tuple(map(int, arrays["tokens"]))
+        led, said = tokens[: len(logprobs)], tokens[len(logprobs) :]
+        answer = cast(dict[str, Any] | None, words["answer"])
         record = Record(
-            tokens=tokens,
-            logprobs=arrays["logprobs"],
-            divergence=_divergence(arrays, "base", len(tokens)),
-            reference=_divergence(arrays, "reference", len(tokens)),
+            tokens=led,
+            logprobs=logprobs,
+            divergence=_divergence(rows, "base"),
+            reference=_divergence(rows, "reference"),
             answer=None
             if answer is None
             else GreedyAnswer(
-                tokens=tuple(map(int, arrays["answer"])),
+                tokens=said,
                 end_token=answer["end_token"],
                 text=str(answer["text"]),
                 stop_reason=cast(StopReason, answer["stop_reason"]),
@@ -92,18 +99,17 @@ def load_record(path: Path) -> Record | None:
         )
     except BROKEN:
         return None
-    return record if len(record.logprobs) == len(tokens) else None
+    return record if len(led) == len(logprobs) and numbers.dtype == np.float64 else None
 
 
-def _divergence(
-    arrays: Mapping[str, NDArray[Any]], name: str, n_positions: int
-) -> Divergence | None:
-    if f"{name}.kld" not in arrays:
+def _divergence(rows: Mapping[str, NDArray[np.float64]], name: str) -> Divergence | None:
+    if f"{name}.kld" not in rows:
         return None
-    found = [arrays[f"{name}.{key}"] for key in ("kld", "kld_error", "same_top")]
-    if {len(one) for one in found} != {n_positions}:
-        raise ValueError(f"`{name}` is of another length")
-    return Divergence(kld=found[0], kld_error=found[1], same_top=found[2])
+    return Divergence(
+        kld=rows[f"{name}.kld"],
+        kld_error=rows[f"{name}.kld_error"],
+        same_top=rows[f"{name}.same_top"] != 0,
+    )
 
 
 class StoredImages:

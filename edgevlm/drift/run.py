@@ -30,7 +30,7 @@ from edgevlm.progress import SILENT, Progress
 from edgevlm.runtime.threads import default_threads
 
 # Changed when records mean something else than before.
-_FORMAT = 1
+_FORMAT = 2
 # A converter's error is a thousand times smaller; another fine-tune's is larger than this.
 _OTHER_CHECKPOINT_KLD = 0.5
 
