@@ -73,10 +73,12 @@ class Assembly:
         scored = [_scored(*triple) for triple in triples if triple[0].case is None]
         image = token_drift([one for one in scored if one.is_image], seed=self.seed, draws=DRAWS)
         text = token_drift([one for one in scored if not one.is_image], seed=self.seed, draws=DRAWS)
+        tokens = image or text
         answers = self._answers(triples)
         vision = None if is_baseline else self._vision(pair[1])
-        report = LevelReport(
+        return LevelReport(
             level=side.level,
+            mean_kld=tokens.mean_kld if tokens is not None else None,
             text_file=side.text_name,
             mmproj_file=side.mmproj_name,
             mmproj_level=side.mmproj_level,
@@ -91,14 +93,13 @@ class Assembly:
             reference=self._reference(triples, is_baseline=is_baseline),
             cost=self._cost(pair),
             verdict=judge(
-                tokens=image or text,
+                tokens=tokens,
                 answers=answers,
                 limits=self.limits,
                 budget=None if is_baseline else side.budget,
                 level=side.level,
             ),
         )
-        return report
 
     def _answers(self, triples: Sequence[tuple[Question, Record, Record]]) -> AnswerDrift:
         pairs = [

@@ -163,9 +163,13 @@ class Verdict(_Record):
 
 
 class LevelReport(_Record):
-    """All about one level; `image` or `text` is null where no prompt is of that kind."""
+    """All about one level; `image` or `text` is null where no prompt is of that kind.
+
+    `mean_kld` is the number that a level is known by, that of `image`, else of `text`.
+    """
 
     level: str
+    mean_kld: Estimate | None
     text_file: str
     mmproj_file: str | None
     mmproj_level: str | None

@@ -156,14 +156,16 @@ def _level(
         else []
     )
     mmproj_level = "F16" if base else "Q8_0"
+    image, text = _tokens(mean, 180) if images else None, _tokens(mean * 0.7, 20)
     return LevelReport(
         level=level,
+        mean_kld=(image or text).mean_kld,
         text_file=f"Qwen3-VL-2B-Instruct-{level}.gguf",
         mmproj_file=f"mmproj-Qwen3-VL-2B-Instruct-{mmproj_level}.gguf" if images else None,
         mmproj_level=mmproj_level if images else None,
         is_baseline=base,
-        image=_tokens(mean, 180) if images else None,
-        text=_tokens(mean * 0.7, 20),
+        image=image,
+        text=text,
         vision=None
         if not images
         else VisionDrift(

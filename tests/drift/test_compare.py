@@ -86,6 +86,7 @@ def test_a_level_is_as_far_as_whole_distributions_say(
     assert drift.n_tokens == len(exact)
     assert drift.mean_kld.value == pytest.approx(exact.mean(), abs=drift.kld_error + 1e-9)
     assert drift.max_kld == pytest.approx(exact.max(), rel=1e-2)
+    assert level.mean_kld == drift.mean_kld
     assert drift.mean_kld.low < drift.mean_kld.value < drift.mean_kld.high
     assert drift.same_top_token.value == pytest.approx(np.concatenate(same).mean())
     assert level.answers.exact == sum(answers)
