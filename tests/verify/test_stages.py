@@ -20,8 +20,16 @@ from tests.verify.converted import Golden, by_name, verified
 STAGES = [TOKENIZER, LEDGER, SIGHT, TOKENS, PIXELS, EMBEDDINGS, TEXT_LOGITS, IMAGE_LOGITS]
 
 
-@pytest.mark.parametrize("outtype", ["f32", "f16"])
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+# In F16 every third: bounds of the type, which tests/convert holds for all of them.
+CASES = [
+    *((recipe, "f32") for recipe in RECIPES.values()),
+    *((recipe, "f16") for recipe in [*RECIPES.values()][::3]),
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "outtype"), CASES, ids=[f"{recipe.name}-{outtype}" for recipe, outtype in CASES]
+)
 def test_a_golden_passes_every_stage(
     golden: Golden, tmp_path: Path, recipe: Recipe, outtype: OuttypeOption
 ) -> None:
