@@ -23,7 +23,6 @@ from edgevlm.native.handle import owned
 from edgevlm.native.library import because, complaints, load_library
 from edgevlm.native.rope_positions import RopePositions
 from edgevlm.native.text_model import TextModel
-from edgevlm.native.text_positions import TextPositions
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 # Kinds of rows that a text model reads, see ChannelSums.
@@ -78,12 +77,11 @@ class TextContext:
         options: ContextOptions,
         sums: ChannelSums | None = None,
         callback: GraphCallback | None = None,
-        text_positions: TextPositions | None = None,
         rope: RopePositions | None = None,
     ) -> None:
         self._c: Any = load_library().llama
         self._sums, self._callback = sums, callback
-        self._text_positions, self._rope = text_positions, rope
+        self._rope = rope
         self.handle = handle
         self.model = model
         self.options = options
@@ -141,7 +139,8 @@ class TextContext:
             positions = np.arange(self.position, self.position + n_part, dtype=np.int32)
             n_done += n_part
             kept = n_logits if n_done == len(tokens) else 0
-            self._decode(n_part, token=part, pos=positions, n_logits=kept)
+            places = np.tile(positions, (4, 1)) if self.model.has_four_positions else None
+            self._decode(n_part, token=part, pos=positions, n_logits=kept, places=places)
             self.position += n_part
 
     def decode_embeddings(
@@ -179,13 +178,10 @@ class TextContext:
             for start in range(0, n_tokens, step):
                 part = np.ascontiguousarray(rows[start : start + step], dtype=np.float32)
                 pos = np.ascontiguousarray(positions[:, start : start + step], dtype=np.int32)
-                if self._rope is not None and places is not None:
-                    self._rope.wanted = places[:, start : start + step]
-                self._decode(len(part), embd=part, pos=pos, n_logits=0)
+                chosen = None if places is None else places[:, start : start + step]
+                self._decode(len(part), embd=part, pos=pos, n_logits=0, places=chosen)
         finally:
             self._c.llama_set_causal_attn(self.handle, True)
-            if self._rope is not None:
-                self._rope.wanted = None
         self.position += n_positions_used
 
     def _decode(
@@ -196,7 +192,10 @@ class TextContext:
         n_logits: int,
         token: NDArray[np.int32] | None = None,
         embd: NDArray[np.float32] | None = None,
+        places: NDArray[np.int32] | None = None,
     ) -> None:
+        if self._rope is not None:
+            self._rope.wanted = places
         wants_logits = np.zeros(n_tokens, dtype=np.int8)
         if self.options.spread:
             wants_logits[:: self.options.spread] = 1
@@ -222,10 +221,9 @@ class TextContext:
     def _watched(self, n_tokens: int, *, is_image: bool) -> AbstractContextManager[None]:
         if self._callback is None:
             return nullcontext()
-        sums, positions = self._sums, None if is_image else self._text_positions
+        sums = self._sums
         is_counted = sums is not None and not (n_tokens == 1 and sums.leaves_out_steps)
-        is_placed = self._rope is not None and self._rope.wanted is not None
-        is_written = positions is not None or is_placed
+        is_written = self._rope is not None and self._rope.wanted is not None
         if not is_counted and not is_written:
             return nullcontext()
         if sums is not None:
@@ -287,17 +285,18 @@ def open_context(
     params.type_k = params.type_v = ggml.type_id(options.kv_type)
     params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
     params.no_perf = True
-    positions = TextPositions() if model.has_four_positions else None
-    rope = RopePositions() if options.has_places else None
+    rope = RopePositions() if options.has_places or model.has_four_positions else None
     if rope is not None and rope.fault:
         raise ModelLoadError(
-            f"this model's images have positions that cannot be written: {rope.fault}",
+            "this model was trained with other positions than llama.cpp gives it, and they cannot"
+            f" be written: {rope.fault}",
             hint="install the llama-cpp-python that edgevlm names",
         )
     callback = None
-    writers = [one for one in (positions, rope) if one is not None]
-    if sums is not None or writers:
-        callback = GraphCallback(writers, [sums] if sums is not None else [])
+    if sums is not None or rope is not None:
+        callback = GraphCallback(
+            [rope] if rope is not None else [], [sums] if sums is not None else []
+        )
         callback.install(params)
     with complaints() as lines:
         handle = c.llama_init_from_model(model.handle, params)
@@ -311,4 +310,4 @@ def open_context(
         )
 
     with owned(handle, c.llama_free, error=error) as context:
-        yield TextContext(context, model, options, sums, callback, positions, rope)
+        yield TextContext(context, model, options, sums, callback, rope)

@@ -53,7 +53,7 @@ class TextModel:
             if self._c.llama_model_rope_type(handle) in _ROPE_WITH_SECTIONS
             else 1
         )
-        # Its text tokens were trained with all four of them, see text_positions.py.
+        # Its text tokens were trained with all four of them, see rope_positions.py.
         self.has_four_positions: bool = self._architecture() in _FOUR_POSITIONS
         # How far back some layers look, in tokens; 0: all of them to the beginning.
         self.n_window: int = self._c.llama_model_n_swa(handle)

@@ -14,7 +14,7 @@ from edgevlm.errors import ModelLoadError
 from edgevlm.gguf_file import read_gguf
 from edgevlm.native import projector as native_projector
 from edgevlm.native.projector import ImageChunk
-from edgevlm.native.text_positions import TextPositions
+from edgevlm.native.rope_positions import RopePositions
 from edgevlm.runtime.footprint import predict_footprint
 from edgevlm.runtime.preflight import check_projector, check_text_model
 from edgevlm.runtime.prompt import Message, conversation
@@ -119,8 +119,8 @@ def _nothing(*_: object) -> None:
 def test_without_the_fourth_position_text_is_another(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TextPositions, "see", _see_nothing)
-    monkeypatch.setattr(TextPositions, "end", _nothing)
+    monkeypatch.setattr(RopePositions, "see", _see_nothing)
+    monkeypatch.setattr(RopePositions, "end", _nothing)
     assert min(_worst(files).values()) > 1e-2
 
 
@@ -134,7 +134,8 @@ def test_where_rows_move_with_the_text_images_are_others(
 
 
 def test_a_graph_without_positions_is_an_error() -> None:
-    positions = TextPositions()
+    positions = RopePositions()
+    positions.wanted = np.zeros((4, 1), np.int32)
     positions.begin()
     with pytest.raises(RuntimeError, match="inp_pos"):
         positions.end()
