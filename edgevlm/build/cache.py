@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 from platformdirs import user_cache_path
@@ -50,6 +51,22 @@ def cache_lock(folder: Path) -> Generator[None]:
         ) from error
     with folder_lock(folder, wait=True):
         yield
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Generator[Path]:
+    """Make a folder for large files beside the cache's models, and remove it when the block ends.
+
+    Args:
+        purpose: what its name begins with.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    with cache_lock(models_folder()):
+        pass
+    with TemporaryDirectory(prefix=f"{purpose}-", dir=models_folder()) as folder:
+        yield Path(folder)
 
 
 def remember_model(name: str) -> None:

@@ -125,10 +125,9 @@ def calibrate(
 def _samples(
     name: str, *, images: Path | None, prompts: Path | None, answers: bool
 ) -> Sequence[Sample]:
-    from edgevlm.build.resolve import BUILT_IN, built_in_folder
     from edgevlm.calibrate.run import Sample
-    from edgevlm.drift.prompts import STOCK_PROMPTS, read_prompts
-    from edgevlm.errors import PromptError, SourceNotFoundError
+    from edgevlm.drift.prompts import STOCK_PROMPTS, built_in_prompts, read_prompts
+    from edgevlm.errors import PromptError
     from edgevlm.runtime.image_folder import image_paths
 
     if images is not None and prompts is None:
@@ -137,13 +136,7 @@ def _samples(
         paths = image_paths(images)
         return [Sample(image=path, prompt=prompt) for path in paths for prompt in STOCK_PROMPTS]
     if prompts is None:
-        if name != BUILT_IN:
-            raise SourceNotFoundError(
-                f"no images to calibrate `{name}` with",
-                hint="--images DIR with some dozens of images like yours, or --prompts FILE.jsonl;"
-                " the built-in images suit `shapes` alone",
-            )
-        prompts = built_in_folder() / "prompts.jsonl"
+        prompts = built_in_prompts(name, purpose="calibrate")
     read = read_prompts(prompts)
     if answers and any(one.answer is None for one in read):
         raise PromptError(f"`{prompts}` has prompts without an answer", hint="see --answers")

@@ -257,20 +257,14 @@ def _questions(
     answers: bool,
     note: Callable[[str], None],
 ) -> QuestionSet:
-    from edgevlm.build.resolve import BUILT_IN, built_in_folder
+    from edgevlm.drift.prompts import built_in_prompts
     from edgevlm.drift.questions import gather
-    from edgevlm.errors import PromptError, SourceNotFoundError
+    from edgevlm.errors import PromptError
     from edgevlm.reference_file import read_reference
 
-    name = directory.manifest.name if directory.manifest else ""
     if prompts is None and images is None and reference is None:
-        if name != BUILT_IN:
-            raise SourceNotFoundError(
-                f"no images to compare `{name or directory.folder}` with",
-                hint="--images DIR with some dozens of images like yours, or --prompts FILE.jsonl;"
-                " the built-in images suit `shapes` alone",
-            )
-        prompts = built_in_folder() / "prompts.jsonl"
+        name = directory.manifest.name if directory.manifest else str(directory.folder)
+        prompts = built_in_prompts(name, purpose="compare")
     asked = gather(
         images=images,
         prompts=prompts,

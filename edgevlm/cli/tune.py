@@ -103,9 +103,8 @@ def tune(
     the fastest type whose embeddings stay within --min-cosine.
     """
     from functools import partial
-    from tempfile import TemporaryDirectory
 
-    from edgevlm.build.cache import cache_lock, models_folder
+    from edgevlm.build.cache import scratch_folder
     from edgevlm.build.resolve import open_source
     from edgevlm.cli import console
     from edgevlm.drift.tune import MMPROJ_TYPES, TuneOptions, measure, usual_thread_counts
@@ -131,10 +130,8 @@ def tune(
         device=device,
         gpu_layers=gpu_layers,
     )
-    with cache_lock(models_folder()):
-        pass
-    with TemporaryDirectory(prefix="tune-", dir=models_folder()) as folder:
-        measured = measure(directory, wanted, folder=Path(folder), text=text, progress=progress)
+    with scratch_folder("tune") as folder:
+        measured = measure(directory, wanted, folder=folder, text=text, progress=progress)
     base = extended or _base(directory, measured)
     choice = choose(measured, level=base, min_cosine=min_cosine)
     machine = _machine()

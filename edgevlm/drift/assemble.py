@@ -37,6 +37,7 @@ from edgevlm.drift.report import (
     VisionDrift,
 )
 from edgevlm.drift.verdict import Limits, judge
+from edgevlm.drift.workspace import Pair
 
 DRAWS = 2000
 
@@ -148,7 +149,7 @@ class Assembly:
             if one is not None and other is not None
         )
 
-    def _attribution(self, pair: tuple[str, str], both: Estimate | None) -> Attribution | None:
+    def _attribution(self, pair: Pair, both: Estimate | None) -> Attribution | None:
         comparison = self.comparison
         base = comparison.keys(comparison.baseline)
         if both is None:
@@ -161,7 +162,7 @@ class Assembly:
             both=both,
         )
 
-    def _mean_kld(self, pair: tuple[str, str]) -> Estimate | None:
+    def _mean_kld(self, pair: Pair) -> Estimate | None:
         comparison = self.comparison
         scored = [
             _scored(
@@ -200,7 +201,7 @@ class Assembly:
             same_top_token=whole.same_top_token,
         )
 
-    def _cost(self, pair: tuple[str, str]) -> Cost:
+    def _cost(self, pair: Pair) -> Cost:
         facts = cast(Mapping[str, Any], self.comparison.facts(pair))
         images = self.comparison.workspace.images(pair[1])
         digests = {digest for question in self.comparison.questions for digest in question.digests}

@@ -11,10 +11,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Self
 
-from edgevlm.build.cache import cache_lock, models_folder
+from edgevlm.build.cache import scratch_folder
 from edgevlm.build.quantize import quantize_model
 from edgevlm.build.write_level import WrittenLevel, write_level
 from edgevlm.drift.kept_rows import KeptRows
@@ -24,7 +23,7 @@ from edgevlm.drift.questions import Question
 from edgevlm.drift.records import Record, load_record, save_record
 from edgevlm.drift.rows_file import load_rows, save_rows
 from edgevlm.drift.speed import text_speed
-from edgevlm.drift.workspace import Workspace
+from edgevlm.drift.workspace import Pair, Workspace
 from edgevlm.errors import DriftError
 from edgevlm.files import human_bytes
 from edgevlm.gguf_shards import read_model
@@ -35,7 +34,7 @@ from edgevlm.runtime.memory import check_memory
 from edgevlm.runtime.vlm import VLM, open_vlm
 
 _ROUND = 256
-_CONTEXT = "context"
+_CONTEXT = ("context", "")
 # Flat distributions are kept whole, a megabyte a token for a large vocabulary.
 MAX_ROWS_BYTES = 4 << 30
 
@@ -98,7 +97,7 @@ class Comparison:
         self._progress = progress
         self._stack = ExitStack()
         self._base_files: WrittenLevel | None = None
-        self._records: dict[tuple[str, int], Record] = {}
+        self._records: dict[tuple[Pair, int], Record] = {}
         # What another run found is found again: the context decides the last bits.
         self._n_ctx = setup.n_ctx or workspace.facts(_CONTEXT).get("n_ctx")
         text, mmproj = self._keys(baseline, source="checkpoint")
@@ -130,13 +129,13 @@ class Comparison:
             if question.images and question.case is None
         ]
 
-    def keys(self, side: Side) -> tuple[str, str]:
+    def keys(self, side: Side) -> Pair:
         """Return what tells a side's text model and projector from others."""
         if side is self.baseline:
             return self.base_keys
         return self._keys(side, source=self.base_keys[0])
 
-    def _keys(self, side: Side, *, source: str) -> tuple[str, str]:
+    def _keys(self, side: Side, *, source: str) -> Pair:
         if side.text is not None:
             text = identity(side.text, self._model)
         else:
@@ -151,11 +150,11 @@ class Comparison:
         Raises:
             LookupError: it is not there.
         """
-        return self._needed(self.pair_key(*self.base_keys), index)
+        return self.record(self.base_keys, index)
 
     def base_paths(self, index: int) -> tuple[Path, Path]:
         """Return where the baseline's record and distributions of a question are."""
-        pair = self.pair_key(*self.base_keys)
+        pair = self.base_keys
         return self.workspace.record_path(pair, index), self.workspace.rows_path(index)
 
     @property
@@ -163,17 +162,20 @@ class Comparison:
         """How models are led."""
         return self._setup.leading
 
-    def record(self, pair: tuple[str, str], index: int) -> Record:
+    def record(self, pair: Pair, index: int) -> Record:
         """Return the record of a question at a text model with a projector.
 
         Raises:
             LookupError: it is not there.
         """
-        return self._needed(self.pair_key(*pair), index)
+        record = self._record(pair, index)
+        if record is None:
+            raise LookupError(f"no record of question {index}")
+        return record
 
     def run_baseline(self) -> None:
         """Answer every question at the baseline."""
-        pair = self.pair_key(*self.base_keys)
+        pair = self.base_keys
         missing = [
             index
             for index in range(len(self.questions))
@@ -183,10 +185,15 @@ class Comparison:
         if not missing and self.workspace.facts(pair):
             return
 
+        paths = [self.workspace.rows_path(index) for index in range(len(self.questions))]
+        n_bytes = sum(path.stat().st_size for path in paths if path.exists())
+
         def ask(vlm: VLM, index: int) -> None:
+            nonlocal n_bytes
             known = self.workspace.images(self.base_keys[1])
             record, rows = run_baseline(vlm, self.questions[index], known, self._setup.leading)
-            self._check_rows(rows)
+            n_bytes += rows.n_bytes
+            self._check_rows(n_bytes)
             save_rows(self.workspace.rows_path(index), rows)
             self._keep(pair, index, record)
 
@@ -200,10 +207,8 @@ class Comparison:
         parts = [(text, mmproj, every, True)]
         if seen and mmproj != base_mmproj and text != base_text:
             parts += [(text, base_mmproj, seen, False), (base_text, mmproj, seen, False)]
-        missing = [
-            self._missing(self.pair_key(one, two), indices) for one, two, indices, _ in parts
-        ]
-        if not any(missing) and self.workspace.facts(self.pair_key(text, mmproj)):
+        missing = [self.missing((one, two), indices) for one, two, indices, _ in parts]
+        if not any(missing) and self.facts((text, mmproj)):
             return
         with self.files(side) as own:
             base = self.base_files() if len(parts) > 1 else own
@@ -221,7 +226,7 @@ class Comparison:
     def lead(
         self,
         label: str,
-        pair: tuple[str, str],
+        pair: Pair,
         files: WrittenLevel,
         indices: Sequence[int],
         *,
@@ -229,7 +234,6 @@ class Comparison:
     ) -> None:
         """Lead one pair of files along the baseline's answers to some questions."""
         known = self.workspace.images(pair[1])
-        key = self.pair_key(*pair)
 
         def ask(vlm: VLM, index: int) -> None:
             record = run_level(
@@ -241,13 +245,13 @@ class Comparison:
                 max_tokens=self._setup.leading.max_tokens,
                 answers=answers,
             )
-            self._keep(key, index, record)
+            self._keep(pair, index, record)
 
-        self._pass(label, key, files, indices, ask, is_measured=answers)
+        self._pass(label, pair, files, indices, ask, is_measured=answers)
 
-    def facts(self, pair: tuple[str, str]) -> dict[str, object]:
+    def facts(self, pair: Pair) -> dict[str, object]:
         """Return sizes and speeds of a text model with a projector."""
-        return self.workspace.facts(self.pair_key(*pair))
+        return self.workspace.facts(pair)
 
     @contextmanager
     def files(self, side: Side) -> Generator[WrittenLevel]:
@@ -263,25 +267,16 @@ class Comparison:
             own = built.folder / names["mmproj"] if "mmproj" in names else None
             yield WrittenLevel(text=built.folder / names["text"], mmproj=side.mmproj or own)
             return
-        with cache_lock(models_folder()):
-            pass
-        with TemporaryDirectory(prefix="compare-", dir=models_folder()) as folder:
-            made = write_level(side.plan, Path(folder), progress=self._progress)
+        with scratch_folder("compare") as folder:
+            made = write_level(side.plan, folder, progress=self._progress)
             yield WrittenLevel(text=made.text, mmproj=side.mmproj or made.mmproj)
 
-    def missing(self, pair: tuple[str, str], indices: Sequence[int]) -> list[int]:
+    def missing(self, pair: Pair, indices: Sequence[int]) -> list[int]:
         """Return the questions of which a pair of files has no record."""
-        return self._missing(self.pair_key(*pair), indices)
+        return [index for index in indices if self._record(pair, index) is None]
 
-    @staticmethod
-    def pair_key(text: str, mmproj: str) -> str:
-        """Return what the workspace knows a pair of files by."""
-        return f"{text}\n{mmproj}"
-
-    def _check_rows(self, rows: KeptRows) -> None:
+    def _check_rows(self, n_bytes: int) -> None:
         """Raise DriftError where the baseline's distributions take more than the disk is for."""
-        paths = [self.workspace.rows_path(index) for index in range(len(self.questions))]
-        n_bytes = sum(path.stat().st_size for path in paths if path.exists()) + rows.n_bytes
         if n_bytes > MAX_ROWS_BYTES:
             raise DriftError(
                 f"the baseline's distributions take more than {human_bytes(MAX_ROWS_BYTES)}: they"
@@ -289,27 +284,18 @@ class Comparison:
                 hint="give fewer prompts, or shorter answers with --max-tokens",
             )
 
-    def _missing(self, key: str, indices: Sequence[int]) -> list[int]:
-        return [index for index in indices if self._record(key, index) is None]
-
-    def _needed(self, key: str, index: int) -> Record:
-        record = self._record(key, index)
-        if record is None:
-            raise LookupError(f"no record of question {index}")
-        return record
-
-    def _record(self, key: str, index: int) -> Record | None:
+    def _record(self, pair: Pair, index: int) -> Record | None:
         """Return a record, read once; None where there is none that is whole."""
-        record = self._records.get((key, index))
+        record = self._records.get((pair, index))
         if record is None:
-            record = load_record(self.workspace.record_path(key, index))
+            record = load_record(self.workspace.record_path(pair, index))
             if record is not None:
-                self._records[key, index] = record
+                self._records[pair, index] = record
         return record
 
-    def _keep(self, key: str, index: int, record: Record) -> None:
-        save_record(self.workspace.record_path(key, index), record)
-        self._records[key, index] = record
+    def _keep(self, pair: Pair, index: int, record: Record) -> None:
+        save_record(self.workspace.record_path(pair, index), record)
+        self._records[pair, index] = record
 
     def _rows(self, index: int) -> KeptRows:
         rows = load_rows(self.workspace.rows_path(index))
@@ -320,7 +306,7 @@ class Comparison:
     def _pass(
         self,
         label: str,
-        key: str,
+        pair: Pair,
         files: WrittenLevel,
         indices: Sequence[int],
         ask: Callable[[VLM, int], None],
@@ -341,7 +327,7 @@ class Comparison:
                 for index in indices:
                     ask(vlm, index)
                     advance(1)
-        if not is_measured or ("decode" in self.workspace.facts(key) and not indices):
+        if not is_measured or ("decode" in self.facts(pair) and not indices):
             return
         facts = sizes_of(files)
         if watched and indices:
@@ -354,7 +340,7 @@ class Comparison:
                 device=self._setup.device,
                 gpu_layers=self._setup.gpu_layers,
             )[n_threads]
-        self.workspace.add_facts(key, {**facts, "prefill": speed.prefill, "decode": speed.decode})
+        self.workspace.add_facts(pair, {**facts, "prefill": speed.prefill, "decode": speed.decode})
 
     @contextmanager
     def _opened(self, text: Path, mmproj: Path | None) -> Generator[VLM]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from edgevlm_convert.writer import write_gguf
 
-from edgevlm.build.cache import models_folder
+from edgevlm.build.cache import scratch_folder
 from edgevlm.build.write_level import WrittenLevel
 from edgevlm.drift.compare import Comparison
 from edgevlm.drift.levels import Side
@@ -55,8 +54,8 @@ def layer_drift(comparison: Comparison, side: Side, *, n_threads: int) -> list[L
         pair = (_identity(comparison, part), comparison.base_keys[1])
         missing = comparison.missing(pair, indices)
         if missing:
-            with TemporaryDirectory(prefix="compare-", dir=models_folder()) as folder:
-                text = _written(base.text, part, Path(folder), n_threads=n_threads)
+            with scratch_folder("compare") as folder:
+                text = _written(base.text, part, folder, n_threads=n_threads)
                 comparison.lead(
                     f"{side.level}, {name}",
                     pair,

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgevlm.build.resolve import BUILT_IN, built_in_folder
 from edgevlm.errors import PromptError, SourceNotFoundError
 
 _MAX_LINES = 1_000_000
@@ -52,6 +53,25 @@ class Prompt(BaseModel):
     def paths(self) -> tuple[str, ...]:
         """Paths of all images, in order."""
         return self.images if self.image is None else (self.image,)
+
+
+def built_in_prompts(name: str, *, purpose: str) -> Path:
+    """Return the built-in questions, which suit the built-in model alone.
+
+    Args:
+        name: of the model.
+        purpose: the verb that asks.
+
+    Raises:
+        SourceNotFoundError: it is another model.
+    """
+    if name != BUILT_IN:
+        raise SourceNotFoundError(
+            f"no images to {purpose} `{name}` with",
+            hint="--images DIR with some dozens of images like yours, or --prompts FILE.jsonl;"
+            " the built-in images suit `shapes` alone",
+        )
+    return built_in_folder() / "prompts.jsonl"
 
 
 def read_prompts(path: Path) -> list[Prompt]:

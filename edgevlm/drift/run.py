@@ -96,6 +96,7 @@ def compare(
     """
     started = time.perf_counter()
     name = model.manifest.name if model.manifest else model.folder.resolve().name
+    machine = _machine()
     chosen = _choose(model, options, named)
     _check_sight(asked.questions, [chosen.baseline, *chosen.sides])
     setup = Setup(
@@ -107,7 +108,7 @@ def compare(
         keep=options.keep,
     )
     with (
-        open_workspace(_identity(model, chosen, asked.questions, setup)) as workspace,
+        open_workspace(_identity(model, chosen, asked.questions, setup, machine)) as workspace,
         Comparison(
             model=model,
             baseline=chosen.baseline,
@@ -130,7 +131,7 @@ def compare(
                 options.save,
                 comparison,
                 model=name,
-                machine=_machine(),
+                machine=machine,
                 n_threads=setup.n_threads,
             )
     return DriftReport(
@@ -138,12 +139,12 @@ def compare(
         baseline=chosen.baseline_name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),
-        machine=_machine(),
+        machine=machine,
         settings=_settings(options, setup, n_ctx=comparison.n_ctx),
         prompts=_prompt_set(asked),
         levels=levels,
         changed=changed,
-        notes=chosen.notes(n_threads=setup.n_threads),
+        notes=chosen.notes(machine, n_threads=setup.n_threads),
     )
 
 
@@ -161,8 +162,8 @@ class _Chosen:
         level = self.baseline.level
         return level if self.saved is None else f"{self.saved.level}, saved before"
 
-    def notes(self, *, n_threads: int) -> list[str]:
-        return self.saved.differences(_machine(), n_threads=n_threads) if self.saved else []
+    def notes(self, machine: Machine, *, n_threads: int) -> list[str]:
+        return self.saved.differences(machine, n_threads=n_threads) if self.saved else []
 
 
 def _choose(model: ModelDir, options: CompareOptions, named: Path | None) -> _Chosen:
@@ -233,7 +234,13 @@ def _check_reference(comparison: Comparison) -> None:
                 )
 
 
-def _identity(model: ModelDir, chosen: _Chosen, questions: Sequence[Question], setup: Setup) -> str:
+def _identity(
+    model: ModelDir,
+    chosen: _Chosen,
+    questions: Sequence[Question],
+    setup: Setup,
+    machine: Machine,
+) -> str:
     """Return all that the baseline's numbers depend on."""
     baseline = chosen.baseline
     asked = [
@@ -245,7 +252,6 @@ def _identity(model: ModelDir, chosen: _Chosen, questions: Sequence[Question], s
         ]
         for question in questions
     ]
-    machine = _machine()
     return json.dumps(
         {
             "format": _FORMAT,

@@ -7,6 +7,7 @@ member is checked as it is read from the workspace.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,17 +16,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgevlm.drift.compare import Comparison
+from edgevlm.drift.compare import MAX_ROWS_BYTES, Comparison
 from edgevlm.drift.questions import Question
 from edgevlm.drift.records import load_record
 from edgevlm.drift.report import Machine
 from edgevlm.drift.rows_file import load_rows
 from edgevlm.drift.workspace import Workspace
 from edgevlm.errors import DriftError, SourceNotFoundError
-from edgevlm.files import write_together
+from edgevlm.files import human_bytes, write_together
 
 _META = "meta.json"
-_MAX_META_BYTES, _MAX_BYTES = 64 << 20, 16 << 30
+_MAX_META_BYTES = 64 << 20
+# Of the distributions that a comparison keeps, and of as many answers.
+_MOST_BYTES = 2 * MAX_ROWS_BYTES
 _HINT = "`edgevlm compare --save-baseline FILE` makes one"
 _Number = float | int | None
 
@@ -153,6 +156,7 @@ def restore_baseline(
     """
     places = {(one.prompt, one.digests): place for place, one in enumerate(saved.questions)}
     _check_asked(path, comparison.questions, places)
+    n_bytes = 0
     try:
         with zipfile.ZipFile(path) as archive:
             for index, question in enumerate(comparison.questions):
@@ -160,16 +164,18 @@ def restore_baseline(
                 record, rows = comparison.base_paths(index)
                 for kind, target in (("record", record), ("rows", rows)):
                     entry = archive.getinfo(f"{place:06}.{kind}.npz")
-                    if entry.file_size > _MAX_BYTES // len(saved.questions):
-                        raise ValueError(f"`{entry.filename}` is larger than any")
+                    n_bytes += entry.file_size
+                    if n_bytes > _MOST_BYTES:
+                        raise ValueError(f"it unpacks to more than {human_bytes(_MOST_BYTES)}")
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(archive.read(entry))
+                    with archive.open(entry) as source, target.open("wb") as file:
+                        shutil.copyfileobj(source, file)
                 if load_record(record) is None or load_rows(rows) is None:
                     record.unlink()
                     raise ValueError(f"the answer to question {place} does not hold together")
     except (OSError, ValueError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise DriftError(f"`{path}` is damaged: {error}", hint="save it again") from error
-    workspace.add_facts(comparison.pair_key(*comparison.base_keys), saved.facts)
+    workspace.add_facts(comparison.base_keys, saved.facts)
 
 
 def _check_asked(

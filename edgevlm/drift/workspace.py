@@ -14,6 +14,8 @@ from edgevlm.drift.records import StoredImages, load_arrays, save_arrays
 
 # Of comparisons with other questions or another baseline; each keeps some megabytes.
 _MOST_KEPT = 8
+# What tells a text model and a projector from others.
+Pair = tuple[str, str]
 
 
 class Workspace:
@@ -26,9 +28,9 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def record_path(self, pair: str, index: int) -> Path:
+    def record_path(self, pair: Pair, index: int) -> Path:
         """Return where the record of a question at a pair of files is."""
-        return self.folder / "records" / _short(pair) / f"{index:06}.npz"
+        return self.folder / "records" / _short(*pair) / f"{index:06}.npz"
 
     def rows_path(self, index: int) -> Path:
         """Return where the baseline's distributions for a question are."""
@@ -38,17 +40,17 @@ class Workspace:
         """Return the embeddings that a projector has made."""
         return StoredImages(self.folder / "images" / _short(projector))
 
-    def facts(self, pair: str) -> dict[str, Any]:
+    def facts(self, pair: Pair) -> dict[str, Any]:
         """Return what is known of a pair of files beside its records."""
         found = load_arrays(self._facts_path(pair))
         return found[0] if found is not None else {}
 
-    def add_facts(self, pair: str, facts: Mapping[str, Any]) -> None:
+    def add_facts(self, pair: Pair, facts: Mapping[str, Any]) -> None:
         """Keep more of what is known of a pair of files."""
         save_arrays(self._facts_path(pair), {**self.facts(pair), **facts}, {})
 
-    def _facts_path(self, pair: str) -> Path:
-        return self.folder / "facts" / f"{_short(pair)}.npz"
+    def _facts_path(self, pair: Pair) -> Path:
+        return self.folder / "facts" / f"{_short(*pair)}.npz"
 
 
 @contextmanager
@@ -75,5 +77,5 @@ def open_workspace(identity: str) -> Generator[Workspace]:
         yield Workspace(folder)
 
 
-def _short(identity: str) -> str:
-    return sha256(identity.encode()).hexdigest()[:20]
+def _short(*names: str) -> str:
+    return sha256("\n".join(names).encode()).hexdigest()[:20]

@@ -185,6 +185,13 @@ def test_each_part_alone_drifts_less_than_the_whole(model: Path, questions: Ques
     assert max(part.mean_kld for part in blocks) < level.attribution.text_alone.value
 
 
+def test_parts_need_no_folder_that_another_run_made(model: Path, questions: QuestionSet) -> None:
+    assert not models_folder().exists()
+    level = level_of(compare(model, questions, "Q4_K_M", layers=True), "Q4_K_M")
+    assert level.layers
+    assert not list(models_folder().glob("compare-*"))
+
+
 def test_levels_that_are_made_can_be_kept(model: Path, questions: QuestionSet) -> None:
     compare(model, questions, "Q3_K_M", keep=True)
     assert (model / "shapes-Q3_K_M.gguf").is_file()
